@@ -1,0 +1,143 @@
+//! The root file system: an overlay over idmapped layers, one idmapped directory, or a file system
+//! on a device.
+//!
+//! The overlay itself cannot be idmapped (EINVAL), its layers can. The upper directory is
+//! idmapped too, so that what root in the pod writes is owned by id 0 on disk, as with every
+//! other runtime; the overlay's creator then needs the pod root's fsuid, or it comes up
+//! read-only without a word.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use berm_plan::Rootfs;
+use berm_sys::mount::{self, SetAttr, attr};
+use rustix::fs::{StatVfsMountFlags, fstatvfs};
+
+use crate::bind::{clone_tree, idmap_tree};
+use crate::device::Device;
+use crate::overlay::{Layers, Scratch, Upper};
+use crate::{Error, Owner};
+
+/// Builds the root file system as a detached mount.
+/// # Errors
+/// [`Error::Idmap`] where a layer's file system has no idmapped mounts.
+pub fn rootfs(rootfs: &Rootfs, owner: Owner<'_>, scratch: Scratch<'_>) -> Result<OwnedFd, Error> {
+    match rootfs {
+        Rootfs::Overlay {
+            lower, upper: None, ..
+        } if lower.len() == 1 => view(lower, &[], owner, scratch),
+        Rootfs::Overlay {
+            lower,
+            upper,
+            shifted_upper,
+            options,
+        } => {
+            let upper = upper
+                .as_ref()
+                .map(|(upper, work)| (upper, work, *shifted_upper));
+            overlay(lower, upper, options, owner, scratch)
+        }
+        Rootfs::Bind {
+            path,
+            recursive,
+            ro,
+        } => {
+            let tree = clone_tree(path, *recursive)?;
+            idmap_tree(&tree, path, *recursive, owner)?;
+            if *ro {
+                set_readonly(&tree, path)?;
+            }
+            Ok(tree)
+        }
+        Rootfs::Fs {
+            fs,
+            source,
+            image,
+            options,
+            attr,
+        } => {
+            let device = Device {
+                fs,
+                source,
+                image: *image,
+                options,
+                attr: *attr,
+            };
+            device.mount(owner)
+        }
+    }
+}
+
+/// A read-only overlay of these layers, or the layer itself if it is the only one.
+pub(crate) fn view(
+    lower: &[PathBuf],
+    options: &[(String, String)],
+    owner: Owner<'_>,
+    scratch: Scratch<'_>,
+) -> Result<OwnedFd, Error> {
+    match lower {
+        [only] => layer(only, true, owner),
+        _ => overlay(lower, None, options, owner, scratch),
+    }
+}
+
+fn set_readonly(tree: &OwnedFd, path: &Path) -> Result<(), Error> {
+    let change = SetAttr {
+        set: attr::RDONLY,
+        ..SetAttr::default()
+    };
+    mount::set_attr(tree.as_fd(), false, change, None).map_err(|source| Error::SetAttr {
+        path: path.into(),
+        set: attr::RDONLY,
+        source,
+    })
+}
+
+/// One directory as a detached, idmapped mount.
+pub(crate) fn layer(path: &Path, ro: bool, owner: Owner<'_>) -> Result<OwnedFd, Error> {
+    let tree = clone_tree(path, false)?;
+    idmap_tree(&tree, path, false, owner)?;
+    if ro {
+        set_readonly(&tree, path)?;
+    }
+    Ok(tree)
+}
+
+fn overlay(
+    lower: &[PathBuf],
+    upper: Option<(&PathBuf, &PathBuf, bool)>,
+    options: &[(String, String)],
+    owner: Owner<'_>,
+    scratch: Scratch<'_>,
+) -> Result<OwnedFd, Error> {
+    let lower: Vec<_> = lower
+        .iter()
+        .map(|path| layer(path, false, owner))
+        .collect::<Result<_, _>>()?;
+    let upper = upper
+        .map(|(upper, work, shifted)| {
+            let userns = owner.userns.filter(|_| !shifted);
+            Upper::open(upper, work, Owner { userns, ..owner })
+        })
+        .transpose()?;
+    let layers = Layers {
+        lower,
+        upper,
+        options,
+    };
+    let mount = layers.mount(owner, scratch)?;
+    let writable = layers.upper.is_none() || !is_readonly(&mount)?;
+    if writable {
+        Ok(mount)
+    } else {
+        Err(Error::ReadOnlyOverlay)
+    }
+}
+
+fn is_readonly(mount: &OwnedFd) -> Result<bool, Error> {
+    let stat = fstatvfs(mount).map_err(|source| Error::Stat {
+        path: "overlay".into(),
+        source,
+    })?;
+    Ok(stat.f_flag.contains(StatVfsMountFlags::RDONLY))
+}

@@ -1,0 +1,194 @@
+//! The values that callers hand in and get back.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+pub use berm_plan::RootfsMount;
+use berm_plan::Spec;
+
+/// What a new sandbox is made from.
+#[derive(Debug)]
+pub struct Args {
+    /// Sandbox id; one path component.
+    pub id: String,
+    /// containerd's namespace (`k8s.io`, `default`); one path component.
+    pub namespace: String,
+    /// The bundle directory of the sandbox task.
+    pub bundle: PathBuf,
+    /// The sandbox's spec.
+    pub spec: Spec,
+}
+
+/// What a container is made from.
+#[derive(Debug)]
+pub struct ContainerArgs {
+    /// Container id.
+    pub id: String,
+    /// Its bundle directory.
+    pub bundle: PathBuf,
+    /// Its spec.
+    pub spec: Spec,
+    /// Root file system; empty: the spec's `root.path` as it is.
+    pub rootfs: Vec<RootfsMount>,
+    /// The task wants a terminal; `stdio` is empty then.
+    pub terminal: bool,
+    /// What becomes 0, 1 and 2 of the process.
+    pub stdio: Stdio,
+}
+
+/// The three standard streams of a process; an absent one is `/dev/null`.
+///
+/// Each end belongs to the process alone: it is an `open()` of its own or a pipe end, because
+/// flags of a shared open file description would change on both sides.
+#[derive(Debug, Default)]
+pub struct Stdio {
+    /// Read end, blocking.
+    pub stdin: Option<OwnedFd>,
+    /// Write end, blocking.
+    pub stdout: Option<OwnedFd>,
+    /// Write end, blocking.
+    pub stderr: Option<OwnedFd>,
+}
+
+impl Stdio {
+    pub(crate) fn borrow(&self) -> [Option<BorrowedFd<'_>>; 3] {
+        [&self.stdin, &self.stdout, &self.stderr].map(|fd| fd.as_ref().map(AsFd::as_fd))
+    }
+}
+
+/// A process that was just made.
+#[derive(Debug)]
+pub struct Created {
+    /// Its pid on the host.
+    pub pid: i32,
+    /// The master of its terminal, non-blocking.
+    pub terminal: Option<OwnedFd>,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// Host pid that it had; 0 if it never ran.
+    pub pid: i32,
+    /// Exit code, or 128 + signal.
+    pub status: u32,
+    /// When the kernel told.
+    pub at: SystemTime,
+}
+
+/// A container's or an exec's state, in the words of the OCI spec and of containerd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Being made; not visible to clients yet.
+    Creating,
+    /// Made, not started.
+    Created,
+    /// Running.
+    Running,
+    /// Frozen.
+    Paused,
+    /// Ended, not deleted.
+    Stopped,
+}
+
+impl Status {
+    /// The word of the OCI spec; `paused` is containerd's.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// State of one process as `State` answers it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessState {
+    /// Bundle of its container.
+    pub bundle: PathBuf,
+    /// Host pid; stays after the exit; 0 before an exec is started.
+    pub pid: i32,
+    /// Status.
+    pub status: Status,
+    /// Set once it ended.
+    pub exit: Option<Exit>,
+}
+
+/// A process of a container as `Pids` lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pid {
+    /// Host pid.
+    pub pid: i32,
+    /// The exec that it is the first process of.
+    pub exec: Option<String>,
+}
+
+/// What happened in a sandbox, in the order in which it did; each exactly once.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A container was made (`TaskCreate`).
+    Created {
+        /// Container.
+        id: String,
+        /// Host pid.
+        pid: i32,
+    },
+    /// A container runs (`TaskStart`).
+    Started {
+        /// Container.
+        id: String,
+        /// Host pid.
+        pid: i32,
+    },
+    /// An exec was announced (`TaskExecAdded`).
+    ExecAdded {
+        /// Container.
+        id: String,
+        /// Exec.
+        exec: String,
+    },
+    /// An exec runs (`TaskExecStarted`).
+    ExecStarted {
+        /// Container.
+        id: String,
+        /// Exec.
+        exec: String,
+        /// Host pid.
+        pid: i32,
+    },
+    /// A process ended (`TaskExit`); a container's comes after those of its execs.
+    Exited {
+        /// Container.
+        id: String,
+        /// Exec; `None` for the container itself.
+        exec: Option<String>,
+        /// How.
+        exit: Exit,
+    },
+    /// The kernel killed a process of the container for want of memory (`TaskOOM`).
+    Oom {
+        /// Container.
+        id: String,
+    },
+    /// Frozen (`TaskPaused`).
+    Paused {
+        /// Container.
+        id: String,
+    },
+    /// Thawed (`TaskResumed`).
+    Resumed {
+        /// Container.
+        id: String,
+    },
+    /// A container was deleted (`TaskDelete`).
+    Deleted {
+        /// Container.
+        id: String,
+        /// How it had ended.
+        exit: Exit,
+    },
+}

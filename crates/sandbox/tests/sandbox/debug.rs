@@ -1,0 +1,236 @@
+//! What the control socket tells of a pod's processes and threads.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use berm_testkit::cases::Case;
+use serde_json::{Value, json};
+
+use crate::control::{Client, golden};
+use crate::world::{Pod, world};
+
+pub(crate) const CASES: &[Case] = berm_testkit::cases![
+    procfs_dump_tells_all_of_every_process_with_escapes,
+    procfs_dump_names_what_it_leaves_out,
+    ps_is_a_table_of_every_process_of_the_pod,
+    stacks_tell_what_every_thread_waits_for,
+    debug_calls_refuse_what_they_do_not_know,
+];
+
+async fn result(pod: &Pod<'_>, method: &str, arg: Value) -> Value {
+    let (reply, _) = Client::to(pod).await.call_with(method, arg, &[]).await;
+    assert_eq!(reply["success"], true, "{method}: {reply}");
+    reply["result"].clone()
+}
+
+fn procfs_dump_tells_all_of_every_process_with_escapes() {
+    world(async |w| {
+        let pod = w.pod().await;
+        let c = pod.container(&["/bin/sleep", "1000"]).user(1000);
+        let c = c
+            .set("/process/env", json!(["A=b\u{1b}[2J", "PATH=/bin"]))
+            .set("/process/cwd", json!("/tmp"));
+        let c = c.run().await;
+        let dump = result(&pod, "containerManager.ProcfsDump", Value::Null).await;
+        golden("containerManager.ProcfsDump", &dump);
+        let all = dump.as_array().unwrap();
+        assert_eq!(all.len(), 2);
+        let of = |id: &str| all.iter().find(|p| p["container"] == id).unwrap();
+        assert_eq!(of(pod.id())["host_pid"], pod.init());
+        let sleep = of(&c.id);
+        assert_eq!(sleep["host_pid"], c.pid);
+        for (key, want) in [
+            ("args", json!(["/bin/sleep", "1000"])),
+            ("env", json!(["A=b\\u{1b}[2J", "PATH=/bin", "HOME=/"])),
+            ("cwd", json!("/tmp")),
+            ("root", json!("/")),
+            ("exe", json!("/bin/busybox")),
+            ("stat", json!({"pgid": 1, "sid": 1})),
+        ] {
+            assert_eq!(sleep[key], want, "{key}");
+        }
+        let ids = json!({"real": 1000, "effective": 1000, "saved": 1000});
+        assert_eq!(
+            (&sleep["status"]["uid"], &sleep["status"]["gid"]),
+            (&ids, &ids)
+        );
+        assert_eq!(
+            (&sleep["status"]["pid"], &sleep["status"]["ppid"]),
+            (&json!(1), &json!(0))
+        );
+        assert_eq!(sleep["status"]["comm"], "sleep");
+        assert!(sleep["status"]["vm_rss"].as_u64().unwrap() > 0);
+        let stdin = &sleep["fdlist"][0];
+        assert_eq!(stdin["number"], 0);
+        assert!(
+            stdin["path"].as_str().unwrap().starts_with("pipe:["),
+            "{stdin}"
+        );
+        assert_eq!(
+            stdin["mode"].as_u64().unwrap() & 0o170_000,
+            0o010_000,
+            "{stdin}"
+        );
+        let cgroups = sleep["cgroup"].as_array().unwrap();
+        let path = format!("{}/{}", w.cgroup, c.id);
+        assert!(
+            cgroups
+                .iter()
+                .any(|g| g["path"].as_str().unwrap().ends_with(&path))
+        );
+        let maps = sleep["maps"].as_array().unwrap();
+        let code =
+            |m: &Value| m["permissions"]["Execute"] == true && m["pathname"] == "/bin/busybox";
+        assert!(maps.iter().any(code), "{maps:?}");
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap()
+            .as_nanos();
+        let age = now - sleep["clone_ts"].as_u64().map(u128::from).unwrap();
+        assert!(age < 60_000_000_000, "{age}");
+        c.end().await;
+    });
+}
+
+fn procfs_dump_names_what_it_leaves_out() {
+    world(async |w| {
+        let pod = w.pod().await;
+        let long = "x".repeat(100 << 10);
+        let env = json!([format!("A={long}"), format!("B={long}")]);
+        let c = pod
+            .container(&["/bin/sleep", "1000"])
+            .set("/process/env", env);
+        let c = c.run().await;
+        let dump = result(&pod, "containerManager.ProcfsDump", Value::Null).await;
+        let mut all = dump.as_array().unwrap().iter();
+        let sleep = all.find(|p| p["container"] == c.id).unwrap();
+        assert_eq!(sleep["truncated"], json!(["env"]));
+        assert_eq!(sleep["args"], json!(["/bin/sleep", "1000"]));
+        c.end().await;
+    });
+}
+
+fn ps_is_a_table_of_every_process_of_the_pod() {
+    world(async |w| {
+        let pod = w.pod().await;
+        let c = pod.container(&["/bin/sleep", "1000"]).run().await;
+        let other = pod.container(&["/bin/sleep", "2000"]).run().await;
+        let created = pod
+            .container(&["/bin/sleep", "3000"])
+            .create()
+            .await
+            .unwrap();
+        let ended = pod.container(&["/bin/true"]).run().await;
+        ended.wait().await;
+        let text = result(&pod, "Proc.Ps", json!({})).await;
+        let text = text.as_str().unwrap();
+        let rows: Vec<Vec<&str>> = text
+            .lines()
+            .map(|line| line.split_ascii_whitespace().collect())
+            .collect();
+        assert_eq!(
+            rows[0],
+            [
+                "CONTAINER",
+                "UID",
+                "PID",
+                "PPID",
+                "C",
+                "TTY",
+                "STIME",
+                "TIME",
+                "CMD"
+            ]
+        );
+        let row = |id: &str, end: &[&str]| {
+            let found = rows.iter().find(|row| row[0] == id && row.ends_with(end));
+            found.unwrap_or_else(|| panic!("{id} {end:?} in {text}"))
+        };
+        assert_eq!(row(&c.id, &["/bin/sleep", "1000"])[1..4], ["0", "1", "0"]);
+        row(&other.id, &["/bin/sleep", "2000"]);
+        row(pod.id(), &[]);
+        row(&created.id, &[]);
+        assert!(!text.contains(&format!("{} ", ended.id)));
+        let list = result(&pod, "Proc.Ps", json!({"JSON": true})).await;
+        golden("containerManager.Processes", &list);
+        assert_eq!(list.as_array().unwrap().len(), rows.len() - 1);
+        c.end().await;
+        other.end().await;
+        created.delete().await.unwrap();
+        ended.delete().await.unwrap();
+    });
+}
+
+fn stacks_tell_what_every_thread_waits_for() {
+    world(async |w| {
+        let pod = w.pod().await;
+        let mut c = pod.sh("echo ready; exec cat").run().await;
+        assert_eq!(c.line().await, "ready");
+        // Asked until it waits: nothing tells when it does.
+        let (text, of) = loop {
+            let text = result(&pod, "debug.Stacks", Value::Null).await;
+            let text = text.as_str().unwrap().to_owned();
+            let of = text
+                .split("container ")
+                .find(|part| part.starts_with(&c.id));
+            let of = of.unwrap_or_else(|| panic!("{text}")).to_owned();
+            // read(2) of file 0, by x86_64's number or by that of the other architectures.
+            if of.contains("system call 0 0x0 ") || of.contains("system call 63 0x0 ") {
+                break (text, of);
+            }
+        };
+        assert!(
+            of.starts_with(&format!("{} (running), processes: 1\n", c.id)),
+            "{of}"
+        );
+        assert!(
+            of.contains(&format!("process 1 (host {}) \"cat\"", c.pid)),
+            "{of}"
+        );
+        assert!(of.contains("pipe_read") && of.contains("state S"), "{of}");
+        assert!(text.contains(&format!("container {} (running), processes: 1", pod.id())));
+        c.end().await;
+    });
+}
+
+fn debug_calls_refuse_what_they_do_not_know() {
+    world(async |w| {
+        let pod = w.pod().await;
+        let client = Client::to(&pod).await;
+        let cases = [
+            ("debug.Stacks", json!("c1"), "InvalidArgument"),
+            ("Proc.Ps", json!({"json": true}), "InvalidArgument"),
+            (
+                "containerManager.ProcfsDump",
+                json!("c1"),
+                "InvalidArgument",
+            ),
+            ("containerManager.Processes", Value::Null, "InvalidArgument"),
+            ("debug.Nope", Value::Null, "NotSupported"),
+        ];
+        for (method, arg, kind) in cases {
+            let (reply, _) = client.call_with(method, arg, &[]).await;
+            assert_eq!(reply["kind"], kind, "{method}: {reply}");
+        }
+        let later = [
+            "containerManager.Checkpoint",
+            "containerManager.Restore",
+            "containerManager.CreateTraceSession",
+            "containerManager.DeleteTraceSession",
+            "containerManager.ListTraceSessions",
+            "Profile.CPU",
+            "Profile.Heap",
+            "Profile.Block",
+            "Profile.Mutex",
+            "Profile.Trace",
+        ];
+        for method in later {
+            let (reply, _) = client.call_with(method, Value::Null, &[]).await;
+            assert_eq!(reply["kind"], "NotSupported");
+            let text = reply["err"].as_str().unwrap();
+            assert!(
+                text.starts_with(method) && text.ends_with("later release"),
+                "{text}"
+            );
+        }
+    });
+}

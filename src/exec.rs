@@ -1,0 +1,234 @@
+//! `berm exec`: one more process in a running container, through the control socket.
+
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use berm_sandbox::Config;
+use berm_sandbox::urpc::{Client, Empty};
+use serde_json::{Value, json};
+
+use crate::error::{COULD_NOT_START, Error};
+use crate::find::Target;
+use crate::signals::Signals;
+use crate::terminal;
+
+/// Runs a command in a running container
+///
+/// User, directory and environment are those of the container's own process unless given.
+/// SIGINT, SIGTERM, SIGHUP and SIGQUIT go on to the command. Its exit code becomes berm's: 128 +
+/// signal if it was killed, 125 if it could not be started.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Id of a sandbox or container, or its beginning; or a pod: NAME or NAMESPACE/NAME
+    id: String,
+    /// Give the command a terminal, connected to this one
+    #[arg(long, short)]
+    tty: bool,
+    /// Working directory inside
+    #[arg(long)]
+    cwd: Option<String>,
+    /// NAME=VALUE for the command's environment; may be given several times
+    #[arg(long, short)]
+    env: Vec<String>,
+    /// User inside: UID or UID:GID
+    #[arg(long, short, value_parser = user)]
+    user: Option<(u32, u32)>,
+    /// Print the host pid and the exit code as JSON on stderr at the end
+    #[arg(long)]
+    json: bool,
+    /// The command and its arguments
+    #[arg(last = true, required = true)]
+    command: Vec<String>,
+}
+
+pub(crate) fn main(args: &Args, config: &Config) -> ExitCode {
+    let runtime = crate::runtime();
+    let ended = runtime.and_then(|runtime| {
+        let ended = runtime.block_on(exec(args, config));
+        // A wait that was given up may still be blocked.
+        runtime.shutdown_background();
+        ended
+    });
+    match ended {
+        Ok(code) => ExitCode::from(code),
+        Err(e) => {
+            eprintln!("berm: {}", e.text());
+            ExitCode::from(COULD_NOT_START)
+        }
+    }
+}
+
+async fn exec(args: &Args, config: &Config) -> Result<u8, Error> {
+    let target = Target::find(config, &args.id)?;
+    let container = target.container()?;
+    if args.tty {
+        terminal::require()?;
+    }
+    let record = target.pod.containers.iter().find(|c| c.id == container);
+    let process = record.map_or(Value::Null, |record| process_of(&record.bundle));
+    let mut client = target.pod.connect()?;
+    let mut signals = Signals::new()?;
+    let request = request(args, &container, &process);
+    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    let stdio = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+    let stdio = if args.tty { &[][..] } else { &stdio[..] };
+    let (pid, fds): (i32, _) = client.call("containerManager.ExecuteAsync", &request, stdio)?;
+    let mut second = target.pod.connect()?;
+    let wait = json!({"PID": pid, "CID": container});
+    let mut waiting = tokio::task::spawn_blocking(move || wait_for(client, &wait));
+    let mut attached = std::pin::pin!(attach(fds.into_iter().next()));
+    let mut open = true;
+    let word = loop {
+        tokio::select! {
+            word = &mut waiting => break word,
+            attached = &mut attached, if open => {
+                open = false;
+                attached?;
+            }
+            signal = signals.next() => {
+                let signal = json!({"CID": container, "Signo": signal, "PID": pid, "Mode": 0});
+                // It may have ended just now: its exit code tells.
+                let _: Result<(Empty, _), _> = second.call("containerManager.Signal", &signal, &[]);
+            }
+        }
+    };
+    // What the terminal still holds is shown before the end is.
+    if open {
+        attached.await?;
+    }
+    let code = code(word.unwrap_or(Ok(255 << 8))?);
+    if args.json {
+        eprintln!(
+            "{}",
+            json!({"container": container, "hostPid": pid, "exitCode": code})
+        );
+    }
+    Ok(code)
+}
+
+async fn attach(master: Option<OwnedFd>) -> Result<(), Error> {
+    match master {
+        Some(master) => terminal::attach(master).await,
+        None => Ok(()),
+    }
+}
+
+fn wait_for(mut client: Client, arg: &Value) -> Result<u32, Error> {
+    client.set_deadline(None);
+    match client.call("containerManager.WaitPID", arg, &[]) {
+        Ok((word, _)) => Ok(word),
+        // The sandbox ended, and the command with it: killed.
+        Err(berm_sandbox::urpc::Error::Closed { .. }) => Ok(9),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// wait(2)'s word as a shell shows it.
+pub(crate) fn code(word: u32) -> u8 {
+    let (signal, code) = (word & 0x7f, word >> 8);
+    let code = if signal == 0 { code } else { 128 + signal };
+    u8::try_from(code & 0xff).unwrap_or(u8::MAX)
+}
+
+/// The `process` of the container's spec; `null` if the bundle has none any more.
+fn process_of(bundle: &Path) -> Value {
+    let path: PathBuf = bundle.join("config.json");
+    let mut json = Vec::new();
+    let read = std::fs::File::open(path).and_then(|f| f.take(16 << 20).read_to_end(&mut json));
+    let spec = read
+        .ok()
+        .and_then(|_| serde_json::from_slice::<Value>(&json).ok());
+    spec.map_or(Value::Null, |mut spec| spec["process"].take())
+}
+
+/// gVisor's `ExecArgs`.
+fn request(args: &Args, container: &str, process: &Value) -> Value {
+    let number = |key: &str| process["user"][key].as_u64().unwrap_or(0);
+    let (uid, gid, groups) = match args.user {
+        Some((uid, gid)) => (json!(uid), json!(gid), Value::Null),
+        None => (
+            json!(number("uid")),
+            json!(number("gid")),
+            process["user"]["additionalGids"].clone(),
+        ),
+    };
+    let mut env: Vec<String> = match &process["env"] {
+        Value::Array(env) => env
+            .iter()
+            .filter_map(|e| e.as_str().map(str::to_owned))
+            .collect(),
+        _ => vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()],
+    };
+    if args.tty {
+        env.extend(std::env::var("TERM").map(|term| format!("TERM={term}")));
+    }
+    env.extend(args.env.iter().cloned());
+    let cwd = args.cwd.as_deref().or(process["cwd"].as_str());
+    json!({
+        "argv": args.command,
+        "envv": env,
+        "wd": cwd.unwrap_or("/"),
+        "KUID": uid,
+        "KGID": gid,
+        "ExtraKGIDs": groups,
+        "NoNewPrivileges": process["noNewPrivileges"].as_bool().unwrap_or(false),
+        "StdioIsPty": args.tty,
+        "ContainerID": container,
+    })
+}
+
+/// `UID` or `UID:GID`; the group is the user's number if it is not given.
+pub(crate) fn user(text: &str) -> Result<(u32, u32), String> {
+    let (uid, gid) = text.split_once(':').unwrap_or((text, text));
+    let number = |text: &str| {
+        text.parse::<u32>()
+            .map_err(|_| format!("{text:?} is no number"))
+    };
+    Ok((number(uid)?, number(gid)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_a_shells() {
+        assert_eq!(
+            (code(7 << 8), code(0), code(9), code(139)),
+            (7, 0, 137, 139)
+        );
+        // With a core dump.
+        assert_eq!(code(0x80 | 11), 139);
+    }
+
+    #[test]
+    fn a_user_is_one_number_or_two() {
+        assert_eq!(user("5"), Ok((5, 5)));
+        assert_eq!(user("5:6"), Ok((5, 6)));
+        assert!(user("root").is_err() && user("5:").is_err());
+    }
+
+    #[test]
+    fn an_exec_is_like_its_containers_process_but_for_what_is_given() {
+        let process = json!({
+            "env": ["PATH=/bin", "A=1"], "cwd": "/srv", "noNewPrivileges": true,
+            "user": {"uid": 5, "gid": 6, "additionalGids": [7]},
+        });
+        let args = Args {
+            id: "c".into(),
+            tty: false,
+            cwd: None,
+            env: vec!["A=2".into()],
+            user: None,
+            json: false,
+            command: vec!["true".into()],
+        };
+        let request = request(&args, "c", &process);
+        assert_eq!(request["envv"], json!(["PATH=/bin", "A=1", "A=2"]));
+        assert_eq!(request["wd"], "/srv");
+        assert_eq!(request["ExtraKGIDs"], json!([7]));
+        assert_eq!(request["NoNewPrivileges"], true);
+    }
+}

@@ -1,0 +1,118 @@
+//! `berm`: tries, inspects and drives sandboxes from the host's side.
+//!
+//! Arguments and wiring only: the work is done by `berm-sandbox`.
+
+mod cgroup;
+mod check;
+mod completion;
+mod debug;
+mod error;
+mod events;
+mod exec;
+mod explain;
+mod find;
+mod kill;
+mod list;
+mod log_level;
+mod metric_server;
+mod metrics;
+mod pause;
+mod port_forward;
+mod ps;
+mod run;
+mod signals;
+mod state;
+mod table;
+mod terminal;
+mod usage;
+mod wait;
+
+use std::process::ExitCode;
+
+use berm_sandbox::Config;
+use clap::{Parser, Subcommand};
+
+/// Sandboxes for pods: see what runs, look inside, try one in ten seconds
+#[derive(Debug, Parser)]
+#[command(name = "berm", version, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    success
+  1    the call failed; check: something that Berm needs is missing
+  2    wrong arguments
+  3    nothing has that name, or more than one thing has
+  run and exec give the command's own code: 128 + signal if it was killed,
+  125 if it could not be started.
+
+Errors go to stderr as `berm: TEXT`. Must be run as root.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::Args),
+    List(list::Args),
+    State(state::Args),
+    Ps(ps::Args),
+    Exec(exec::Args),
+    Explain(explain::Args),
+    Events(events::Args),
+    Usage(usage::Args),
+    Kill(kill::Args),
+    Wait(wait::Args),
+    Pause(pause::Pause),
+    Resume(pause::Resume),
+    PortForward(port_forward::Args),
+    Cgroup(cgroup::Args),
+    Debug(debug::Args),
+    LogLevel(log_level::Args),
+    Metrics(metrics::Args),
+    MetricServer(metric_server::Args),
+    Check(check::Args),
+    Completion(completion::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let config = Config::default();
+    let done = match cli.command {
+        Command::Run(args) => return run::main(args),
+        Command::Exec(args) => return exec::main(&args, &config),
+        Command::Check(args) => return check::main(&args, &config),
+        Command::List(args) => list::main(&args, &config),
+        Command::State(args) => state::main(&args, &config),
+        Command::Explain(args) => explain::main(&args, &config),
+        Command::Events(args) => events::main(&args, &config),
+        Command::Ps(args) => ps::main(&args, &config),
+        Command::Usage(args) => usage::main(&args, &config),
+        Command::Kill(args) => kill::main(&args, &config),
+        Command::Wait(args) => wait::main(&args, &config),
+        Command::Pause(args) => pause::pause(&args, &config),
+        Command::Resume(args) => pause::resume(&args, &config),
+        Command::PortForward(args) => port_forward::main(&args, &config),
+        Command::Cgroup(args) => cgroup::main(&args, &config),
+        Command::Debug(args) => debug::main(&args, &config),
+        Command::LogLevel(args) => log_level::main(&args, &config),
+        Command::Metrics(args) => metrics::main(&args, &config),
+        Command::Completion(args) => completion::main(&args),
+        Command::MetricServer(args) => metric_server::main(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("berm: {}", e.text());
+            e.code()
+        }
+    }
+}
+
+/// For the commands that wait for several things at once.
+fn runtime() -> Result<tokio::runtime::Runtime, error::Error> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(error::io("epoll_create1()"))
+}

@@ -1,0 +1,338 @@
+//! `berm run`: a container in a sandbox, without containerd.
+
+use std::io::IsTerminal;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::rc::Rc;
+
+use berm_sandbox::{Args as SandboxArgs, Config, ContainerArgs, Host, Sandbox, Spec, Stdio};
+use serde_json::{Value, json};
+
+use crate::error::{COULD_NOT_START, Error};
+use crate::signals::Signals;
+use crate::terminal;
+
+/// Runs a command in a new sandbox and ends the sandbox with it
+///
+/// The root file system is a directory; its files show the ids that they have on disk, whatever
+/// the ids of the sandbox are on the host. SIGINT, SIGTERM, SIGHUP and SIGQUIT go on to the
+/// command; the second one kills it. Its exit code becomes berm's: 128 + signal if it was killed,
+/// 125 if it could not be started.
+///
+/// Try: berm run -t --rootfs DIR -- sh
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Directory that becomes the root file system
+    #[arg(long)]
+    rootfs: PathBuf,
+    /// Make the root file system read-only
+    #[arg(long)]
+    read_only: bool,
+    /// Name of the sandbox
+    #[arg(long, default_value_t = format!("run-{}", std::process::id()))]
+    name: String,
+    /// Give the command a terminal, connected to this one
+    #[arg(long, short)]
+    tty: bool,
+    /// Host name inside
+    #[arg(long, default_value = "berm")]
+    hostname: String,
+    /// Working directory inside
+    #[arg(long, default_value = "/")]
+    cwd: String,
+    /// NAME=VALUE for the command's environment; may be given several times
+    #[arg(long, short)]
+    env: Vec<String>,
+    /// User inside: UID or UID:GID
+    #[arg(long, short, default_value = "0", value_parser = crate::exec::user)]
+    user: (u32, u32),
+    /// `HOST:CONTAINER[:ro]`, a directory or file of the host; may be given several times
+    #[arg(long, short, value_parser = volume)]
+    volume: Vec<Volume>,
+    /// Memory limit in bytes, or with K, M, G
+    #[arg(long, value_parser = bytes)]
+    memory: Option<i64>,
+    /// Most processes and threads
+    #[arg(long, value_parser = clap::value_parser!(i64).range(1..))]
+    pids: Option<i64>,
+    /// Print the sandbox's name and the exit code as JSON on stderr at the end
+    #[arg(long)]
+    json: bool,
+    /// The command and its arguments
+    #[arg(last = true, required = true)]
+    command: Vec<String>,
+}
+
+/// A directory or file of the host to be seen inside.
+#[derive(Clone, Debug, PartialEq)]
+struct Volume {
+    host: PathBuf,
+    inside: String,
+    read_only: bool,
+}
+
+fn volume(text: &str) -> Result<Volume, String> {
+    let (text, read_only) = match text.rsplit_once(':') {
+        Some((rest, "ro")) => (rest, true),
+        Some((rest, "rw")) => (rest, false),
+        _ => (text, false),
+    };
+    let (host, inside) = text.rsplit_once(':').ok_or("not HOST:CONTAINER[:ro]")?;
+    if !Path::new(inside).is_absolute() {
+        return Err(format!("{inside:?} is not an absolute path"));
+    }
+    let host = std::path::absolute(host).map_err(|e| format!("{host:?}: {e}"))?;
+    Ok(Volume {
+        host,
+        inside: inside.to_owned(),
+        read_only,
+    })
+}
+
+/// `1048576`, `64K`, `512M`, `2G`
+fn bytes(text: &str) -> Result<i64, String> {
+    let upper = text.to_ascii_uppercase();
+    let (digits, unit) = match upper.as_bytes().last() {
+        Some(b'K') => (&upper[..upper.len() - 1], 1 << 10),
+        Some(b'M') => (&upper[..upper.len() - 1], 1 << 20),
+        Some(b'G') => (&upper[..upper.len() - 1], 1 << 30),
+        _ => (upper.as_str(), 1),
+    };
+    let number: i64 = digits
+        .parse()
+        .map_err(|_| "not a number with K, M or G behind it".to_owned())?;
+    let bytes = number.checked_mul(unit).filter(|bytes| *bytes > 0);
+    bytes.ok_or_else(|| "not within 1 byte to 8 EiB".to_owned())
+}
+
+pub(crate) fn main(args: Args) -> ExitCode {
+    let runtime = crate::runtime();
+    let local = tokio::task::LocalSet::new();
+    let ended = runtime.and_then(|runtime| local.block_on(&runtime, run(&args)));
+    let code = match ended {
+        Ok(code) => u8::try_from(code).unwrap_or(u8::MAX),
+        Err(e) => {
+            eprintln!("berm: {}", e.text());
+            COULD_NOT_START
+        }
+    };
+    if args.json {
+        eprintln!("{}", json!({"id": args.name, "exitCode": code}));
+    }
+    ExitCode::from(code)
+}
+
+/// In containerd's place.
+const NAMESPACE: &str = "berm";
+
+async fn run(args: &Args) -> Result<u32, Error> {
+    if args.tty {
+        terminal::require()?;
+    }
+    let host = Rc::new(Host::detect(Config::default())?);
+    let (events, _nobody_listens) = tokio::sync::mpsc::unbounded_channel();
+    let spec = serde_json::to_vec(&spec(args))?;
+    // The directory of the records: made and removed with the sandbox.
+    let bundle = host.config().state_dir.join(NAMESPACE).join(&args.name);
+    let sandbox = SandboxArgs {
+        id: args.name.clone(),
+        namespace: NAMESPACE.into(),
+        bundle: bundle.clone(),
+        spec: Spec::parse(&spec).map_err(berm_sandbox::Error::from)?,
+    };
+    // Before there is anything that a signal could leave behind.
+    let mut signals = Signals::new()?;
+    let sandbox = Sandbox::create(host, sandbox, events).await?;
+    let ended = run_in(&sandbox, args, bundle, &spec, &mut signals).await;
+    sandbox.destroy().await;
+    ended
+}
+
+async fn run_in(
+    sandbox: &Sandbox,
+    args: &Args,
+    bundle: PathBuf,
+    spec: &[u8],
+    signals: &mut Signals,
+) -> Result<u32, Error> {
+    let path = bundle.join("config.json");
+    // `berm exec` looks there for the environment.
+    std::fs::write(&path, spec).map_err(|source| Error::File { path, source })?;
+    let container = ContainerArgs {
+        id: args.name.clone(),
+        bundle,
+        spec: Spec::parse(spec).map_err(berm_sandbox::Error::from)?,
+        rootfs: Vec::new(),
+        terminal: args.tty,
+        stdio: stdio(args.tty)?,
+    };
+    let created = sandbox.create_container(container).await?;
+    if std::io::stderr().is_terminal() {
+        eprintln!("berm: sandbox {0} (berm exec -t {0} -- sh)", args.name);
+    }
+    sandbox.start(&args.name).await?;
+    let terminal = created.terminal;
+    let mut attached = std::pin::pin!(async {
+        match terminal {
+            Some(master) => terminal::attach(master).await,
+            None => Ok(()),
+        }
+    });
+    let mut open = true;
+    let mut told = false;
+    let mut wait = std::pin::pin!(sandbox.wait(&args.name, None));
+    let exit = loop {
+        tokio::select! {
+            exit = &mut wait => break exit?,
+            attached = &mut attached, if open => {
+                open = false;
+                attached?;
+            }
+            signal = signals.next() => {
+                let signal = if told { KILL } else { signal };
+                told = true;
+                match sandbox.kill(&args.name, None, signal, false).await {
+                    // Its end is told in a moment.
+                    Err(e) if e.kind() == berm_sys::Kind::NotFound => {}
+                    sent => sent?,
+                }
+            }
+        }
+    };
+    // What the terminal still holds is shown before the end is.
+    if open {
+        attached.await?;
+    }
+    sandbox.delete(&args.name, None).await?;
+    Ok(exit.status)
+}
+
+const KILL: u32 = 9;
+
+/// The caller's own streams; none where the command gets a terminal.
+fn stdio(tty: bool) -> Result<Stdio, Error> {
+    if tty {
+        return Ok(Stdio::default());
+    }
+    let own = |fd: std::os::fd::BorrowedFd<'_>| -> Result<Option<OwnedFd>, Error> {
+        let fd = fd.try_clone_to_owned();
+        fd.map(Some).map_err(crate::error::io("fcntl(F_DUPFD)"))
+    };
+    Ok(Stdio {
+        stdin: own(std::io::stdin().as_fd())?,
+        stdout: own(std::io::stdout().as_fd())?,
+        stderr: own(std::io::stderr().as_fd())?,
+    })
+}
+
+/// What containerd would write for such a container.
+fn spec(args: &Args) -> Value {
+    let caps = [
+        "CAP_CHOWN",
+        "CAP_DAC_OVERRIDE",
+        "CAP_FSETID",
+        "CAP_FOWNER",
+        "CAP_NET_RAW",
+        "CAP_SETGID",
+        "CAP_SETUID",
+        "CAP_SETFCAP",
+        "CAP_SETPCAP",
+        "CAP_NET_BIND_SERVICE",
+        "CAP_SYS_CHROOT",
+        "CAP_KILL",
+        "CAP_AUDIT_WRITE",
+    ];
+    let mut env = vec![
+        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
+        format!(
+            "TERM={}",
+            std::env::var("TERM").unwrap_or_else(|_| "xterm".into())
+        ),
+    ];
+    env.extend(args.env.iter().cloned());
+    let rootfs = std::path::absolute(&args.rootfs).unwrap_or_else(|_| args.rootfs.clone());
+    let mut mounts = mounts();
+    mounts.extend(args.volume.iter().map(|volume| {
+        let access = if volume.read_only { "ro" } else { "rw" };
+        json!({
+            "destination": volume.inside, "type": "bind", "source": volume.host,
+            "options": ["rbind", "rprivate", access],
+        })
+    }));
+    let mut resources = json!({});
+    if let Some(bytes) = args.memory {
+        resources["memory"] = json!({"limit": bytes});
+    }
+    if let Some(most) = args.pids {
+        resources["pids"] = json!({"limit": most});
+    }
+    json!({
+        "ociVersion": "1.2.0",
+        "process": {
+            "terminal": args.tty,
+            "user": {"uid": args.user.0, "gid": args.user.1},
+            "args": args.command,
+            "env": env,
+            "cwd": args.cwd,
+            "capabilities": {"bounding": caps, "effective": caps, "permitted": caps},
+            "noNewPrivileges": true,
+        },
+        "root": {"path": rootfs, "readonly": args.read_only},
+        "hostname": args.hostname,
+        "mounts": mounts,
+        "linux": {
+            "namespaces": [
+                {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"},
+                {"type": "network"}, {"type": "cgroup"},
+            ],
+            "resources": resources,
+            "maskedPaths": ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/scsi", "/sys/firmware"],
+            "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
+        }
+    })
+}
+
+/// What every container has.
+fn mounts() -> Vec<Value> {
+    vec![
+        json!({"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]}),
+        json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]}),
+        json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]}),
+        json!({"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]}),
+        json!({"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]}),
+        json!({"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]}),
+        json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["nosuid", "noexec", "nodev", "relatime", "ro"]}),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volumes_are_two_paths_and_may_be_read_only() {
+        let want = |read_only| Volume {
+            host: "/a".into(),
+            inside: "/b".into(),
+            read_only,
+        };
+        assert_eq!(volume("/a:/b"), Ok(want(false)));
+        assert_eq!(volume("/a:/b:ro"), Ok(want(true)));
+        assert_eq!(volume("/a:/b:rw"), Ok(want(false)));
+        for bad in ["/a", "/a:b", "/a:ro", ""] {
+            assert!(volume(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(bytes("64K"), Ok(65_536));
+        assert_eq!(bytes("512m"), Ok(512 << 20));
+        assert_eq!(bytes("2G"), Ok(2 << 30));
+        assert_eq!(bytes("7"), Ok(7));
+        for bad in ["", "G", "0", "-1", "1T", "9999999999G"] {
+            assert!(bytes(bad).is_err(), "{bad:?}");
+        }
+    }
+}

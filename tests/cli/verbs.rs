@@ -1,0 +1,164 @@
+//! The commands that ask the control socket one thing each.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpStream;
+use std::process::Stdio;
+use std::time::Instant;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::world::{SOON, World, berm, code, json, output, text};
+
+/// What a command that failed with 1 said.
+fn refusal(args: &[&str]) -> String {
+    let out = output(args);
+    assert_eq!(out.status.code(), Some(1), "{args:?}");
+    text(&out.stderr)
+}
+
+#[test]
+fn pauses_are_counted_and_one_resume_too_many_is_an_error() {
+    let world = World::new();
+    let name = world.name.as_str();
+    let run = world.background("exec sleep 1000");
+    let status = || json(&["state", name, "--json"])["containers"][0]["status"].clone();
+    for _ in 0..2 {
+        assert_eq!(json(&["pause", name, "--json"])["state"], "paused");
+    }
+    assert_eq!(status(), "paused");
+    assert_eq!(output(&["resume", name]).status.code(), Some(0));
+    assert_eq!(status(), "paused");
+    assert_eq!(output(&["resume", name]).status.code(), Some(0));
+    assert_eq!(status(), "running");
+    let said = refusal(&["resume", name]);
+    assert!(said.contains("not paused"), "{said}");
+    assert_eq!(world.end(run), 137);
+}
+
+#[test]
+fn wait_prints_the_exit_code_of_a_container() {
+    let world = World::new();
+    let run = world.background("exec sleep 1000");
+    let mut waiting = berm(&["wait", &world.name]);
+    let waiting = waiting.stdout(Stdio::piped()).spawn().unwrap();
+    assert_eq!(
+        output(&["kill", &world.name, "KILL"]).status.code(),
+        Some(0)
+    );
+    assert_eq!(code(run), 137);
+    let waited = waiting.wait_with_output().unwrap();
+    match waited.status.success() {
+        true => assert_eq!(text(&waited.stdout), "137\n"),
+        // The sandbox was gone before it came to ask.
+        false => assert_eq!(waited.status.code(), Some(3)),
+    }
+    world.assert_gone();
+}
+
+#[test]
+fn usage_splits_the_memory_and_its_parts_make_the_total() {
+    let world = World::new();
+    let run = world.background("exec sleep 1000");
+    let used = json(&["usage", &world.name, "--json"]);
+    let parts = used.as_object().unwrap().iter();
+    let parts = parts.filter(|(key, _)| *key != "Total");
+    let sum: u64 = parts.map(|(_, bytes)| bytes.as_u64().unwrap()).sum();
+    assert!(sum > 0 && sum == used["Total"].as_u64().unwrap(), "{used}");
+    let people = text(&output(&["usage", &world.name]).stdout);
+    assert!(
+        people.starts_with("MEMORY") && people.contains("\nTOTAL"),
+        "{people}"
+    );
+    assert_eq!(world.end(run), 137);
+}
+
+#[test]
+fn a_cgroup_file_is_read_and_written_by_its_name() {
+    let world = World::new();
+    let name = world.name.as_str();
+    let run = world.background("exec sleep 1000");
+    let write = output(&["cgroup", name, "pids", "pids.max", "77"]);
+    assert!(write.status.success(), "{}", text(&write.stderr));
+    assert_eq!(
+        text(&output(&["cgroup", name, "pids", "pids.max"]).stdout),
+        "77\n"
+    );
+    let read = json(&["cgroup", name, "pids", "pids.max", "--json"]);
+    assert_eq!(read["value"], "77");
+    let said = refusal(&["cgroup", name, "pids", "../pids.max"]);
+    assert!(said.contains("../pids.max"), "{said}");
+    let said = refusal(&["cgroup", name, "pids", "cgroup.procs", "1"]);
+    assert!(said.contains("cgroup.procs"), "{said}");
+    assert_eq!(world.end(run), 137);
+}
+
+#[test]
+fn debug_tells_states_stacks_and_what_proc_says() {
+    let world = World::new();
+    let name = world.name.as_str();
+    let run = world.background("exec sleep 1000");
+    let people = text(&output(&["debug", name]).stdout);
+    assert!(
+        people.starts_with(&format!("{name} running (pid ")),
+        "{people}"
+    );
+    assert!(people.contains("sleep"), "{people}");
+    let all = json(&["debug", name, "--json"]);
+    assert_eq!(all["containers"][0]["status"], "running");
+    let proc = json(&["debug", name, "--proc"]);
+    let args = |process: &Value| process["args"] == serde_json::json!(["sleep", "1000"]);
+    assert!(proc.as_array().unwrap().iter().any(args), "{proc}");
+    assert_eq!(world.end(run), 137);
+}
+
+#[test]
+fn a_forwarded_port_leads_to_the_loopback_of_the_pod() {
+    let world = World::new();
+    let run = world.background("while :; do echo over there | nc -l -p 7000; done");
+    let mut forward = berm(&["port-forward", &world.name, "0:7000", "--json"]);
+    let mut forward = forward
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(forward.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let address: Value = serde_json::from_str(&line).unwrap();
+    let address = address["listen"].as_str().unwrap();
+    let end_of_patience = Instant::now() + SOON;
+    let mut said = String::new();
+    // nc may not listen yet: the connection ends at once then.
+    while said.is_empty() && Instant::now() < end_of_patience {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        let _ = stream.read_to_string(&mut said);
+    }
+    assert_eq!(said, "over there\n");
+    kill_process(Pid::from_child(&forward), Signal::INT).unwrap();
+    assert_eq!(code(forward), 0);
+    assert_eq!(world.end(run), 137);
+}
+
+#[test]
+fn what_a_sandbox_cannot_do_is_said_by_name() {
+    let world = World::new();
+    let name = world.name.as_str();
+    let run = world.background("exec sleep 1000");
+    let said = refusal(&["metrics", name]);
+    assert!(said.contains("metric"), "{said}");
+    let said = refusal(&["log-level", name]);
+    assert!(said.contains("neither a level nor a target"), "{said}");
+    let none = output(&["log-level", name, "--target", "no-level"]);
+    assert_eq!(none.status.code(), Some(2));
+    for verb in ["pause", "resume", "wait", "usage", "debug", "metrics"] {
+        assert_eq!(
+            output(&[verb, "no-such-pod"]).status.code(),
+            Some(3),
+            "{verb}"
+        );
+    }
+    assert_eq!(world.end(run), 137);
+}
