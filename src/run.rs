@@ -15,6 +15,8 @@ use crate::terminal;
 
 /// Runs a command in a new sandbox and ends the sandbox with it
 ///
+/// The sandbox ends with berm, too, even if berm is killed.
+///
 /// The root file system is a directory; its files show the ids that they have on disk, whatever
 /// the ids of the sandbox are on the host. SIGINT, SIGTERM, SIGHUP and SIGQUIT go on to the
 /// command; the second one kills it. Its exit code becomes berm's: 128 + signal if it was killed,
@@ -135,12 +137,13 @@ async fn run(args: &Args) -> Result<u32, Error> {
     let spec = serde_json::to_vec(&spec(args))?;
     // The directory of the records: made and removed with the sandbox.
     let bundle = host.config().state_dir.join(NAMESPACE).join(&args.name);
+    let parsed = Spec::parse(&spec).map_err(berm_sandbox::Error::from)?;
     let sandbox = SandboxArgs {
-        id: args.name.clone(),
-        namespace: NAMESPACE.into(),
-        bundle: bundle.clone(),
-        spec: Spec::parse(&spec).map_err(berm_sandbox::Error::from)?,
+        attached: true,
+        ..SandboxArgs::new(&args.name, NAMESPACE, &bundle, parsed)
     };
+    // What runs leave that were killed: nobody else looks for it.
+    berm_sandbox::sweep_dead(host.config(), NAMESPACE)?;
     // Before there is anything that a signal could leave behind.
     let mut signals = Signals::new()?;
     let sandbox = Sandbox::create(host, sandbox, events).await?;

@@ -1,6 +1,7 @@
 //! `berm` from its command line, on a real kernel. Needs root.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test fails by panicking.
 
+mod given;
 mod verbs;
 mod world;
 

@@ -34,10 +34,9 @@ async fn pod(rootfs: &Path) -> Result<(), Box<dyn Error>> {
     let bundle = host.config().state_dir.join(NAMESPACE).join(&id);
     let (events, mut happenings) = tokio::sync::mpsc::unbounded_channel();
     let args = Args {
-        id: id.clone(),
-        namespace: NAMESPACE.into(),
-        bundle: bundle.clone(),
-        spec: parse(&sandbox(&id))?,
+        // Nothing of the pod outlives this process, even if it is killed.
+        attached: true,
+        ..Args::new(&id, NAMESPACE, &bundle, parse(&sandbox(&id))?)
     };
     let sandbox = Sandbox::create(host, args, events).await?;
     let record = sandbox.record();

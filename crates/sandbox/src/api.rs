@@ -18,6 +18,29 @@ pub struct Args {
     pub bundle: PathBuf,
     /// The sandbox's spec.
     pub spec: Spec,
+    /// The sandbox dies with the process that makes it, however that ends: PID 1 is killed, and
+    /// with it every process of the pod. What is left then are cgroups and records, for
+    /// [`crate::cleanup`] or [`crate::sweep_dead`]. A pod without a PID namespace of its own is
+    /// refused. The caller makes the sandbox on its main thread: the kernel goes by the thread.
+    pub attached: bool,
+}
+
+impl Args {
+    /// What every sandbox needs, and nothing that few ask for.
+    pub fn new(
+        id: impl Into<String>,
+        namespace: impl Into<String>,
+        bundle: impl Into<PathBuf>,
+        spec: Spec,
+    ) -> Self {
+        Self {
+            id: id.into(),
+            namespace: namespace.into(),
+            bundle: bundle.into(),
+            spec,
+            attached: false,
+        }
+    }
 }
 
 /// What a container is made from.

@@ -17,7 +17,7 @@ use crate::exits::killed;
 use crate::process::{Identity, SIGKILL, signal};
 use crate::record::{
     ContainerRecord, Record, container_intents, containers, intent, remove_dir, sandbox_dir,
-    sandbox_of_container,
+    sandbox_of_container, sandboxes, says_whose,
 };
 
 /// containerd kills `delete` after 5 s: better an error of our own before that.
@@ -58,6 +58,28 @@ pub fn cleanup(config: &Config, namespace: &str, id: &str) -> Result<Option<Exit
         Some(dir) => clean(config, namespace, &dir, id),
         None => Ok(None),
     }
+}
+
+/// Cleans up, as [`cleanup`] does, after every owner of a sandbox of `namespace` that has died;
+/// gives back the ids of those sandboxes. What cannot be cleaned up is told in the log and left.
+///
+/// A sandbox that says not yet whose it is may be in the making: it is left alone.
+/// # Errors
+/// The errno of reading the namespace's directory.
+pub fn sweep_dead(config: &Config, namespace: &str) -> Result<Vec<String>, Error> {
+    let mut swept = Vec::new();
+    for id in sandboxes(&config.state_dir, namespace)? {
+        let done = match says_whose(config, namespace, &id) {
+            Ok(true) => cleanup(config, namespace, &id),
+            said => said.map(|_| None),
+        };
+        match done {
+            Ok(None) => {}
+            Ok(Some(_)) => swept.push(id),
+            Err(e) => log::warn!("call=Sweep id={id} err={:?}", e.chain()),
+        }
+    }
+    Ok(swept)
 }
 
 fn clean(config: &Config, namespace: &str, dir: &Path, id: &str) -> Result<Option<Exit>, Error> {

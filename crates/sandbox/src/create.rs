@@ -67,6 +67,11 @@ impl Sandbox {
             volumes_without_idmap: host.lacks_idmaps_for(&args.spec),
         };
         let plan = berm_plan::pod(&args.spec, &host.config.policy, &facts)?;
+        if args.attached && plan.pidns != Namespace::New {
+            return Err(Error::NotAttachable {
+                id: args.id.clone(),
+            });
+        }
         phases::done("plan");
         let state_dir = Self::state_dir(host, args)?;
         let mut making = Making::new(host, args, &plan, state_dir).await?;
@@ -235,8 +240,17 @@ struct Cloned {
 }
 
 impl Cloned {
-    /// Lets it become `berm-init`.
-    async fn go(mut self) -> Result<Forked, Error> {
+    /// Lets it become `berm-init`; one that is `attached` has first said that it dies with us.
+    async fn go(mut self, attached: bool) -> Result<Forked, Error> {
+        if attached {
+            let mut outcome = Outcome::default();
+            self.stage.listen(&mut outcome).await?;
+            if !outcome.at_gate {
+                return Err(Error::Died {
+                    last: "SandboxInit",
+                });
+            }
+        }
         self.stage.open().await?;
         self.cloner.reap();
         Ok(self.init)
@@ -326,7 +340,7 @@ impl Making {
         plan: &PodPlan,
         events: UnboundedSender<Event>,
     ) -> Result<Live, Error> {
-        let cloned = self.clone_init(host, plan).await?;
+        let cloned = self.clone_init(host, args, plan).await?;
         phases::done("clone");
         let (userns, mut record) = match self.describe(args, plan, &cloned.init) {
             Ok(described) => described,
@@ -334,7 +348,7 @@ impl Making {
         };
         record.register_metrics(&host.config);
         self.state_dir.write(&record)?;
-        let init = cloned.go().await?;
+        let init = cloned.go(args.attached).await?;
         phases::done("init");
         self.live(host, plan, (init, userns), record, events)
     }
@@ -351,7 +365,7 @@ impl Making {
         Ok((userns, record))
     }
 
-    async fn clone_init(&self, host: &Host, plan: &PodPlan) -> Result<Cloned, Error> {
+    async fn clone_init(&self, host: &Host, args: &Args, plan: &PodPlan) -> Result<Cloned, Error> {
         let (stage, child_end) = Stage::new(host.config.stage_deadline)?;
         let tasks = self.cgroup.as_ref().map_or(Ok(Vec::new()), Cgroup::tasks)?;
         let birthplace = self.cgroup.as_ref().and_then(Cgroup::birthplace);
@@ -376,6 +390,7 @@ impl Making {
             hostname: plan.hostname.as_deref(),
             domainname: plan.domainname.as_deref(),
             oom_score_adj: plan.oom_score_adj,
+            attached: args.attached,
         };
         let pidns = match &self.pidns {
             Ns::New | Ns::Host => None,

@@ -60,6 +60,11 @@ pub enum Error {
     NoExec { id: String, exec: String },
     #[error("sandbox {id:?} not found")]
     NoSandbox { id: String },
+    #[error(
+        "attached: the kernel ends nothing with PID 1 of sandbox {id:?}, which has no PID namespace \
+         of its own; leave the namespace's path out of the spec, or do not attach"
+    )]
+    NotAttachable { id: String },
     #[error("container {id:?} belongs to a sandbox that this shim does not have")]
     WithoutSandbox { id: String },
     #[error("{id:?}: {refused}")]
@@ -191,7 +196,9 @@ impl Error {
                 Kind::of_errno(source.raw_os_error())
             }
             Self::Io { source, .. } => source.raw_os_error().map_or(Kind::Internal, Kind::of_errno),
-            Self::HostNamespace { .. } | Self::NoTargets => Kind::NotSupported,
+            Self::HostNamespace { .. } | Self::NoTargets | Self::NotAttachable { .. } => {
+                Kind::NotSupported
+            }
             Self::Record { .. } => Kind::Internal,
         }
     }

@@ -15,12 +15,7 @@
 //! # async fn run(config_json: &[u8]) -> Result<(), berm_sandbox::Error> {
 //! let host = Rc::new(Host::detect(Config::default())?);
 //! let (events, _happenings) = tokio::sync::mpsc::unbounded_channel();
-//! let args = Args {
-//!     id: "demo".into(),
-//!     namespace: "default".into(),
-//!     bundle: "/bundle".into(),
-//!     spec: Spec::parse(config_json)?,
-//! };
+//! let args = Args::new("demo", "default", "/bundle", Spec::parse(config_json)?);
 //! let sandbox = Sandbox::create(host, args, events).await?;
 //! sandbox
 //!     .create_container(ContainerArgs {
@@ -97,7 +92,7 @@ pub use berm_plan::{Extent, IdMap, Policy, Spec, TaskKind};
 pub use berm_urpc as urpc;
 pub use change_logging::{ChangeLogging, LogChange};
 pub use check::{Finding, Verdict, check};
-pub use cleanup::cleanup;
+pub use cleanup::{cleanup, sweep_dead};
 pub use config::Config;
 pub use error::Error;
 pub use explain::{

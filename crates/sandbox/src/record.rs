@@ -337,6 +337,14 @@ pub(crate) fn sandbox_of_container(
         .find(|dir| dir.join(CONTAINERS).join(&name).exists()))
 }
 
+/// The ids of the sandboxes of a namespace that have a directory.
+pub(crate) fn sandboxes(state_dir: &Path, namespace: &str) -> Result<Vec<String>, Error> {
+    check_id(namespace)?;
+    let dirs = subdirs(&state_dir.join(namespace))?;
+    let name = |dir: &PathBuf| Some(dir.file_name()?.to_str()?.to_owned());
+    Ok(dirs.iter().filter_map(name).collect())
+}
+
 fn subdirs(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     let entries = match fs::read_dir(dir) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),

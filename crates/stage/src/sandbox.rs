@@ -11,7 +11,10 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags,
     fsconfig_create, fsmount, fsopen, mount_change, move_mount, unmount,
 };
-use rustix::process::{DumpableBehavior, chdir, pivot_root, set_dumpable_behavior};
+use rustix::process::{
+    DumpableBehavior, Signal, chdir, pivot_root, set_dumpable_behavior,
+    set_parent_process_death_signal,
+};
 
 use crate::error::{Error, call, sys};
 use crate::join::{join_cgroups, set_oom_score_adj, write_proc};
@@ -88,6 +91,8 @@ pub struct SandboxJob<'a> {
     pub domainname: Option<&'a str>,
     /// Score of PID 1.
     pub oom_score_adj: Option<i32>,
+    /// PID 1 dies with the caller; it says [`Message::Created`] once that is sure, and waits.
+    pub attached: bool,
 }
 
 impl SandboxJob<'_> {
@@ -214,11 +219,26 @@ impl SandboxJob<'_> {
         if !matches!(self.userns, UserNs::Host) {
             write_proc(self.proc, "sys/user/max_user_namespaces", "0")?;
         }
+        if self.attached {
+            self.attach()?;
+        }
         // Before it is in the record nobody but its parent could end it.
         if !crate::report::wait_at_gate(self.report) {
             return Err(Error::Orphaned);
         }
         self.exec_init()
+    }
+
+    /// Asks to be killed when the caller dies, and tells it so.
+    ///
+    /// The caller gives its word at the gate only after that, so it cannot have died before: a
+    /// process whose parent is outside of its PID namespace has no other way to tell, because
+    /// getppid(2) says 0. Nothing that follows makes the kernel forget the signal: the ids stay,
+    /// capabilities are only given up, and `berm-init` is no set-user-ID program.
+    fn attach(&self) -> Result<(), Error> {
+        set_parent_process_death_signal(Some(Signal::KILL))
+            .map_err(call("prctl(PR_SET_PDEATHSIG, SIGKILL)"))?;
+        send(self.report, &Message::Created, None).map_err(call("sendmsg(attached)"))
     }
 
     fn exec_init(&self) -> Result<(), Error> {

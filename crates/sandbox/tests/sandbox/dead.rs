@@ -29,14 +29,14 @@ pub(crate) const CASES: &[Case] = berm_testkit::cases![
 const SLEEP: [&str; 2] = ["/bin/sleep", "1000"];
 
 /// A child that plays the shim until it is killed.
-struct Shim {
+pub(crate) struct Shim {
     pid: Pid,
     ready: OwnedFd,
 }
 
 impl Shim {
     /// Forks it; it says when its pod is complete.
-    fn start(place: &Place, body: impl AsyncFn(&World)) -> Self {
+    pub(crate) fn start(place: &Place, body: impl AsyncFn(&World)) -> Self {
         // Who has no parent any more becomes ours.
         set_child_subreaper(Some(rustix::process::getpid())).unwrap();
         let (ready, say) = pipe_with(PipeFlags::CLOEXEC).unwrap();
@@ -55,12 +55,12 @@ impl Shim {
     }
 
     /// Waits until it is ready, or for so long.
-    fn wait(&self, limit: Duration) -> bool {
+    pub(crate) fn wait(&self, limit: Duration) -> bool {
         let limit = Timespec::try_from(limit).unwrap();
         poll(&mut [PollFd::new(&self.ready, PollFlags::IN)], Some(&limit)).unwrap() > 0
     }
 
-    fn kill(self) {
+    pub(crate) fn kill(self) {
         kill_process(self.pid, Signal::KILL).unwrap();
         waitpid(Some(self.pid), WaitOptions::empty()).unwrap();
     }
@@ -68,7 +68,7 @@ impl Shim {
 
 /// Cleans up in a process of its own, as a `delete` does, while this one reaps as init would:
 /// whether there was something.
-fn clean(config: &Config, id: &str) -> bool {
+pub(crate) fn clean(config: &Config, id: &str) -> bool {
     let Fork::Parent(pid) = fork().unwrap() else {
         exit(match cleanup(config, NAMESPACE, id) {
             Ok(Some(exit)) => i32::from(exit.status != 137) * 3,
@@ -90,7 +90,7 @@ fn clean(config: &Config, id: &str) -> bool {
 }
 
 /// Everybody is dead.
-fn assert_dead() {
+pub(crate) fn assert_dead() {
     let until = Instant::now() + Duration::from_secs(5);
     loop {
         while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
@@ -127,18 +127,22 @@ fn the_poststop_hooks_of_a_pod_whose_shim_was_killed_are_run() {
 }
 
 async fn full(w: &World) {
-    let pod: &Pod<'_> = Box::leak(Box::new(w.pod().await));
+    fill(w.pod().await).await;
+}
+
+/// Puts something of every sort into a pod, to stand until the process is killed.
+pub(crate) async fn fill(pod: Pod<'_>) {
+    let pod: &Pod<'_> = Box::leak(Box::new(pod));
     let c = pod.container(&SLEEP).run().await;
     let shared = pod.container(&SLEEP).shared_pidns().run().await;
     let gated = pod.container(&SLEEP).create().await.unwrap();
     let exec = c.start_exec("e", &of_args(&SLEEP)).await.unwrap();
     let background = pod.sh("sleep 1000 & sleep 1000 & sleep 1000").run().await;
     pod.sandbox.pause(&background.id).await.unwrap();
-    // All of it stands until the process is killed.
     std::mem::forget((c, shared, gated, exec, background));
 }
 
-const MINUTE: Duration = Duration::from_secs(30);
+pub(crate) const MINUTE: Duration = Duration::from_secs(30);
 
 fn a_pod_whose_shim_was_killed_is_cleaned_up_by_record_and_twice_is_harmless() {
     let place = Place::new();

@@ -5,6 +5,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod args;
 mod attack;
 mod attributes;
 mod caps;
@@ -92,6 +93,7 @@ fn main() -> ExitCode {
         cgroup::CASES,
         refused::CASES,
         attacks.as_slice(),
+        args::CASES,
         dead::CASES,
         control::CASES,
         pause::CASES,

@@ -323,12 +323,7 @@ fn a_reached_limit_of_descriptors_fails_the_call_alone() {
             setrlimit(Resource::Nofile, limit).unwrap();
             let pod_made = {
                 let (events, _told) = tokio::sync::mpsc::unbounded_channel();
-                let args = Args {
-                    id: "more".into(),
-                    namespace: NAMESPACE.into(),
-                    bundle: w.dir.clone(),
-                    spec: parsed,
-                };
+                let args = Args::new("more", NAMESPACE, &w.dir, parsed);
                 Sandbox::create(w.host.clone(), args, events).await
             };
             let exec = other.pod.sandbox.add_exec(

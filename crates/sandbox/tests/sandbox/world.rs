@@ -142,13 +142,20 @@ impl World {
 
     /// Creates the sandbox `id` of this spec.
     pub(crate) async fn sandbox(&self, id: &str, spec: &Value) -> Result<Pod<'_>, Error> {
+        self.sandbox_of(id, spec, |_| {}).await
+    }
+
+    /// The same of other arguments.
+    pub(crate) async fn sandbox_of(
+        &self,
+        id: &str,
+        spec: &Value,
+        edit: impl FnOnce(&mut Args),
+    ) -> Result<Pod<'_>, Error> {
         let (events, told) = unbounded_channel();
-        let args = Args {
-            id: id.to_owned(),
-            namespace: NAMESPACE.to_owned(),
-            bundle: self.dir.clone(),
-            spec: Spec::parse(spec.to_string().as_bytes())?,
-        };
+        let spec = Spec::parse(spec.to_string().as_bytes())?;
+        let mut args = Args::new(id, NAMESPACE, &self.dir, spec);
+        edit(&mut args);
         let sandbox = timeout(SOON, Sandbox::create(Rc::clone(&self.host), args, events))
             .await
             .expect("create answers")?;

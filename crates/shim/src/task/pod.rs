@@ -102,12 +102,7 @@ impl Pod {
             Some(config) => Rc::new(Host::detect(config)?),
             None => self.host()?,
         };
-        let args = Args {
-            id: id.to_owned(),
-            namespace: self.namespace.clone(),
-            bundle: bundle.into(),
-            spec,
-        };
+        let args = Args::new(id, &self.namespace, bundle, spec);
         let sandbox = Sandbox::create(host, args, self.events.clone()).await?;
         // Somebody may have been faster.
         if let Some(have) = self.sandbox() {
