@@ -30,7 +30,8 @@
 //!
 //! A PID in an argument, and the one that `ExecuteAsync` gives back, is the host's: gVisor's are
 //! the sandbox kernel's. An unknown container is `NotFound` everywhere, where gVisor at times says
-//! that it has stopped. Every call but the two waits has a deadline.
+//! that it has stopped. Every call but the two waits has a deadline. A file that comes along with
+//! a method that takes none is refused, where gVisor drops it.
 
 mod cgroups;
 mod debug;
@@ -104,6 +105,7 @@ impl Dispatch for Control {
         let sandbox = self.live.upgrade().map(Sandbox);
         let ended = || CallError::new(ErrorKind::Unavailable, "the sandbox has ended");
         let sandbox = sandbox.ok_or_else(ended)?;
+        no_files(method, &fds)?;
         let (receiver, name) = method.split_once('.').unwrap_or((method, ""));
         let answered = match receiver {
             "containerManager" => self.container_manager(&sandbox, name, arg, fds).await,
@@ -211,6 +213,38 @@ fn nothing(arg: Value) -> Result<(), CallError> {
         Value::Null => Ok(()),
         arg => decode::<berm_urpc::Empty>(arg).map(drop),
     }
+}
+
+/// The methods that take no files. Those that do check them by themselves; an unknown one is
+/// refused as such.
+const WITHOUT_FILES: [&str; 19] = [
+    "Cgroups.ReadControlFiles",
+    "Cgroups.WriteControlFiles",
+    "Logging.Change",
+    "Metrics.Export",
+    "Metrics.GetRegisteredMetrics",
+    "Proc.Ps",
+    "Usage.Collect",
+    "Usage.UsageFD",
+    "berm.State",
+    "containerManager.ContainerRuntimeState",
+    "containerManager.Event",
+    "containerManager.Pause",
+    "containerManager.Processes",
+    "containerManager.ProcfsDump",
+    "containerManager.Resume",
+    "containerManager.Signal",
+    "containerManager.Wait",
+    "containerManager.WaitPID",
+    "debug.Stacks",
+];
+
+fn no_files(method: &str, fds: &[OwnedFd]) -> Result<(), CallError> {
+    if fds.is_empty() || !WITHOUT_FILES.contains(&method) {
+        return Ok(());
+    }
+    let text = format!("{method} takes no files; {} came along", fds.len());
+    Err(CallError::new(ErrorKind::InvalidArgument, text))
 }
 
 /// Runs a call with a deadline. The call itself is not cut off: a sandbox's verbs run to their

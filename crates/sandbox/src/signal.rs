@@ -38,7 +38,9 @@ impl Sandbox {
             id: id.to_owned(),
             pid,
         };
-        self.0.task(id)?;
+        if self.0.task(id)?.process.has_ended() {
+            return Err(Error::Finished);
+        }
         // Held before it is looked up: the number cannot change hands any more.
         let Ok(pidfd) = open_pidfd(pid) else {
             return Err(strange());

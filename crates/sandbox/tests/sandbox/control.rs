@@ -35,7 +35,7 @@ pub(crate) const CASES: &[Case] = berm_testkit::cases![
 ];
 
 /// One connection.
-pub(crate) struct Client(UnixStream);
+pub(crate) struct Client(pub(crate) UnixStream);
 
 impl Client {
     pub(crate) async fn to(pod: &Pod<'_>) -> Self {
@@ -43,8 +43,8 @@ impl Client {
         Self(UnixStream::connect(path).await.unwrap())
     }
 
-    async fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+    pub(crate) async fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !fds.is_empty() {
             assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
@@ -58,7 +58,7 @@ impl Client {
     }
 
     /// The next replies, as many as asked for, with their descriptors.
-    async fn replies(&self, count: usize) -> (Vec<Value>, Vec<OwnedFd>) {
+    pub(crate) async fn replies(&self, count: usize) -> (Vec<Value>, Vec<OwnedFd>) {
         let (mut bytes, mut fds) = (Vec::new(), Vec::new());
         loop {
             timeout(SOON, self.0.readable())
@@ -129,7 +129,7 @@ impl Client {
     }
 }
 
-fn exec_args(id: &str, script: &str) -> Value {
+pub(crate) fn exec_args(id: &str, script: &str) -> Value {
     json!({"ContainerID": id, "argv": ["/bin/sh", "-c", script], "envv": ["PATH=/bin"]})
 }
 
@@ -529,7 +529,7 @@ fn the_socket_is_roots_alone_and_ends_with_the_sandbox() {
     });
 }
 
-fn pipe() -> (File, File) {
+pub(crate) fn pipe() -> (File, File) {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
     (read.into(), write.into())
 }
@@ -546,12 +546,19 @@ pub(crate) fn golden(method: &str, got: &Value) {
 }
 
 /// Compiled in: the test may run on a machine that has no sources.
-const GOLDEN: [(&str, &str); 5] = [
+const GOLDEN: [(&str, &str); 9] = [
     (
         "Cgroups.ControlFiles",
         include_str!("golden/Cgroups.ControlFiles.json"),
     ),
+    ("Metrics.Export", include_str!("golden/Metrics.Export.json")),
+    (
+        "Metrics.GetRegisteredMetrics",
+        include_str!("golden/Metrics.GetRegisteredMetrics.json"),
+    ),
     ("Usage.Collect", include_str!("golden/Usage.Collect.json")),
+    ("Usage.UsageFD", include_str!("golden/Usage.UsageFD.json")),
+    ("berm.State", include_str!("golden/berm.State.json")),
     (
         "containerManager.Event",
         include_str!("golden/containerManager.Event.json"),

@@ -8,6 +8,7 @@
 mod args;
 mod attack;
 mod attributes;
+mod bad_input;
 mod caps;
 mod cgroup;
 mod container;
@@ -22,6 +23,7 @@ mod figures;
 mod hooks;
 mod host;
 mod idmap;
+mod independent;
 mod keys;
 mod life;
 mod logging;
@@ -38,6 +40,7 @@ mod refused;
 mod rootfs;
 mod tmpfs;
 mod usage;
+mod wire;
 mod world;
 
 use std::process::ExitCode;
@@ -96,6 +99,9 @@ fn main() -> ExitCode {
         args::CASES,
         dead::CASES,
         control::CASES,
+        wire::CASES,
+        independent::CASES,
+        bad_input::CASES,
         pause::CASES,
         usage::CASES,
         port_forward::CASES,

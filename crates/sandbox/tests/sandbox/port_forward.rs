@@ -22,7 +22,7 @@ pub(crate) const CASES: &[Case] = berm_testkit::cases![
 const METHOD: &str = "containerManager.PortForward";
 
 /// A container that may bring the pod's loopback up, and does.
-async fn with_loopback<'p>(pod: &'p Pod<'p>, script: &str) -> Made<'p> {
+pub(crate) async fn with_loopback<'p>(pod: &'p Pod<'p>, script: &str) -> Made<'p> {
     let caps = json!(["CAP_NET_ADMIN"]);
     let mut c = pod.sh(&format!("busybox ip link set lo up; {script}"));
     for set in ["bounding", "effective", "permitted"] {

@@ -464,7 +464,8 @@ pub(crate) fn loop_devices_of(dir: &Path) -> Vec<PathBuf> {
     all.map(|entry| entry.path()).filter(shows).collect()
 }
 
-fn open_files() -> BTreeSet<String> {
+/// What this process has open, by number and target.
+pub(crate) fn open_files() -> BTreeSet<String> {
     let entries = fs::read_dir("/proc/self/fd").unwrap().flatten();
     entries
         .filter_map(|entry| {
