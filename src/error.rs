@@ -46,6 +46,12 @@ pub(crate) enum Error {
     Told(String),
     #[error("{what}: {reason}")]
     Argument { what: String, reason: &'static str },
+    #[error("--pass-fd {host}:{guest}: berm has no open file of number {host}")]
+    PassFd {
+        host: i32,
+        guest: i32,
+        source: io::Error,
+    },
     #[error("{call}")]
     Io {
         call: &'static str,

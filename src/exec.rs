@@ -5,10 +5,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use berm_sandbox::Config;
 use berm_sandbox::urpc::{Client, Empty};
+use berm_sandbox::{Config, Donated};
 use serde_json::{Value, json};
 
+use crate::donate::Donate;
 use crate::error::{COULD_NOT_START, Error};
 use crate::find::Target;
 use crate::signals::Signals;
@@ -35,6 +36,8 @@ pub(crate) struct Args {
     /// User inside: UID or UID:GID
     #[arg(long, short, value_parser = user)]
     user: Option<(u32, u32)>,
+    #[command(flatten)]
+    donate: Donate,
     /// Print the host pid and the exit code as JSON on stderr at the end
     #[arg(long)]
     json: bool,
@@ -43,10 +46,11 @@ pub(crate) struct Args {
     command: Vec<String>,
 }
 
-pub(crate) fn main(args: &Args, config: &Config) -> ExitCode {
-    let runtime = crate::runtime();
-    let ended = runtime.and_then(|runtime| {
-        let ended = runtime.block_on(exec(args, config));
+pub(crate) fn main(args: Args, config: &Config) -> ExitCode {
+    let donated = args.donate.take();
+    let ended = donated.and_then(|donated| {
+        let runtime = crate::runtime()?;
+        let ended = runtime.block_on(exec(args, config, donated));
         // A wait that was given up may still be blocked.
         runtime.shutdown_background();
         ended
@@ -60,7 +64,7 @@ pub(crate) fn main(args: &Args, config: &Config) -> ExitCode {
     }
 }
 
-async fn exec(args: &Args, config: &Config) -> Result<u8, Error> {
+async fn exec(args: Args, config: &Config, donated: Donated) -> Result<u8, Error> {
     let target = Target::find(config, &args.id)?;
     let container = target.container()?;
     if args.tty {
@@ -70,11 +74,18 @@ async fn exec(args: &Args, config: &Config) -> Result<u8, Error> {
     let process = record.map_or(Value::Null, |record| process_of(&record.bundle));
     let mut client = target.pod.connect()?;
     let mut signals = Signals::new()?;
-    let request = request(args, &container, &process);
+    let mut request = request(&args, &container, &process);
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
-    let stdio = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
-    let stdio = if args.tty { &[][..] } else { &stdio[..] };
-    let (pid, fds): (i32, _) = client.call("containerManager.ExecuteAsync", &request, stdio)?;
+    let mut files = vec![(0, stdin.as_fd()), (1, stdout.as_fd()), (2, stderr.as_fd())];
+    if args.tty {
+        files.clear();
+    }
+    let passed = donated.pass_files.iter();
+    files.extend(passed.map(|pass| (pass.guest, pass.file.as_fd())));
+    let (guests, files): (Vec<i32>, Vec<_>) = files.into_iter().unzip();
+    request["GuestFDs"] = json!(guests);
+    let (pid, fds): (i32, _) = client.call("containerManager.ExecuteAsync", &request, &files)?;
+    drop(donated);
     let mut second = target.pod.connect()?;
     let wait = json!({"PID": pid, "CID": container});
     let mut waiting = tokio::task::spawn_blocking(move || wait_for(client, &wait));
@@ -222,6 +233,7 @@ mod tests {
             cwd: None,
             env: vec!["A=2".into()],
             user: None,
+            donate: Donate::default(),
             json: false,
             command: vec!["true".into()],
         };

@@ -6,6 +6,7 @@ mod cgroup;
 mod check;
 mod completion;
 mod debug;
+mod donate;
 mod error;
 mod events;
 mod exec;
@@ -80,7 +81,7 @@ fn main() -> ExitCode {
     let config = Config::default();
     let done = match cli.command {
         Command::Run(args) => return run::main(args),
-        Command::Exec(args) => return exec::main(&args, &config),
+        Command::Exec(args) => return exec::main(args, &config),
         Command::Check(args) => return check::main(&args, &config),
         Command::List(args) => list::main(&args, &config),
         Command::State(args) => state::main(&args, &config),

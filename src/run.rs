@@ -6,9 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use berm_sandbox::{Args as SandboxArgs, Config, ContainerArgs, Host, Sandbox, Spec, Stdio};
+use berm_sandbox::{
+    Args as SandboxArgs, Config, ContainerArgs, Donated, Host, Sandbox, Spec, Stdio,
+};
 use serde_json::{Value, json};
 
+use crate::donate::Donate;
 use crate::error::{COULD_NOT_START, Error};
 use crate::signals::Signals;
 use crate::terminal;
@@ -58,6 +61,8 @@ pub(crate) struct Args {
     /// Most processes and threads
     #[arg(long, value_parser = clap::value_parser!(i64).range(1..))]
     pids: Option<i64>,
+    #[command(flatten)]
+    donate: Donate,
     /// Print the sandbox's name and the exit code as JSON on stderr at the end
     #[arg(long)]
     json: bool,
@@ -109,9 +114,12 @@ fn bytes(text: &str) -> Result<i64, String> {
 }
 
 pub(crate) fn main(args: Args) -> ExitCode {
-    let runtime = crate::runtime();
+    let donated = args.donate.take();
     let local = tokio::task::LocalSet::new();
-    let ended = runtime.and_then(|runtime| local.block_on(&runtime, run(&args)));
+    let ended = donated.and_then(|donated| {
+        let runtime = crate::runtime()?;
+        local.block_on(&runtime, run(&args, donated))
+    });
     let code = match ended {
         Ok(code) => u8::try_from(code).unwrap_or(u8::MAX),
         Err(e) => {
@@ -128,7 +136,7 @@ pub(crate) fn main(args: Args) -> ExitCode {
 /// In containerd's place.
 const NAMESPACE: &str = "berm";
 
-async fn run(args: &Args) -> Result<u32, Error> {
+async fn run(args: &Args, donated: Donated) -> Result<u32, Error> {
     if args.tty {
         terminal::require()?;
     }
@@ -147,7 +155,7 @@ async fn run(args: &Args) -> Result<u32, Error> {
     // Before there is anything that a signal could leave behind.
     let mut signals = Signals::new()?;
     let sandbox = Sandbox::create(host, sandbox, events).await?;
-    let ended = run_in(&sandbox, args, bundle, &spec, &mut signals).await;
+    let ended = run_in(&sandbox, args, (bundle, donated), &spec, &mut signals).await;
     sandbox.destroy().await;
     ended
 }
@@ -155,20 +163,19 @@ async fn run(args: &Args) -> Result<u32, Error> {
 async fn run_in(
     sandbox: &Sandbox,
     args: &Args,
-    bundle: PathBuf,
+    (bundle, donated): (PathBuf, Donated),
     spec: &[u8],
     signals: &mut Signals,
 ) -> Result<u32, Error> {
     let path = bundle.join("config.json");
     // `berm exec` looks there for the environment.
     std::fs::write(&path, spec).map_err(|source| Error::File { path, source })?;
+    let parsed = Spec::parse(spec).map_err(berm_sandbox::Error::from)?;
     let container = ContainerArgs {
-        id: args.name.clone(),
-        bundle,
-        spec: Spec::parse(spec).map_err(berm_sandbox::Error::from)?,
-        rootfs: Vec::new(),
         terminal: args.tty,
         stdio: stdio(args.tty)?,
+        donated,
+        ..ContainerArgs::new(&args.name, bundle, parsed)
     };
     let created = sandbox.create_container(container).await?;
     if std::io::stderr().is_terminal() {

@@ -1,8 +1,10 @@
 //! What `berm run` and `berm exec` are given beyond a command.
 
+use std::process::{Command, Stdio};
+
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::world::{World, json, ready};
+use crate::world::{World, berm, json, output, ready, text};
 
 #[test]
 fn a_sandbox_dies_with_a_berm_run_that_is_killed_and_the_next_one_sweeps_what_is_left() {
@@ -21,4 +23,64 @@ fn a_sandbox_dies_with_a_berm_run_that_is_killed_and_the_next_one_sweeps_what_is
     assert!(next.run(&[], "exit 0").status().unwrap().success());
     next.assert_gone();
     world.assert_gone();
+}
+
+/// A shell with more open files than its streams that becomes `command`.
+fn with_files(redirections: &str, command: &Command) -> Command {
+    let mut shell = Command::new("bash");
+    shell.args(["-c", &format!("exec \"$@\" {redirections}"), "bash"]);
+    shell.arg(command.get_program()).args(command.get_args());
+    shell.stdin(Stdio::null());
+    shell
+}
+
+#[test]
+fn run_and_exec_pass_files_of_the_caller_under_the_numbers_that_are_asked_for() {
+    let world = World::new();
+    let file = world.dir.join("srv/file");
+    std::fs::write(&file, "of the caller\n").unwrap();
+    let redirections = format!("7<{0} 8>>{0}", file.display());
+    let script = "cat <&9; echo written >&5; ls /proc/$$/fd; true";
+    let run = world.run(&["--pass-fd", "7:9", "--pass-fd", "8:5"], script);
+    let out = with_files(&redirections, &run).output().unwrap();
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    assert_eq!(text(&out.stdout), "of the caller\n0\n1\n2\n5\n9\n");
+    world.assert_gone();
+
+    let run = world.background("exec sleep 1000");
+    let args = ["exec", "--pass-fd", "7:9", "--pass-fd", "8:5", &world.name];
+    let mut exec = berm(&args);
+    exec.args(["--", "sh", "-c", script]);
+    let out = with_files(&redirections, &exec).output().unwrap();
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let want = "of the caller\nwritten\n0\n1\n2\n5\n9\n";
+    assert_eq!(text(&out.stdout), want);
+    assert_eq!(world.end(run), 137);
+}
+
+#[test]
+fn a_file_that_cannot_be_passed_is_refused_by_its_number() {
+    let world = World::new();
+    let run = world.background("exec sleep 1000");
+    let name = world.name.as_str();
+    let root = world.dir.to_str().unwrap();
+    for (pass, code, want) in [
+        ("99:5", 125, "berm has no open file of number 99"),
+        ("0:2", 125, "pass_files 2: is a standard stream"),
+        ("5", 2, "not HOST:GUEST"),
+        ("0:x", 2, "\"x\" is no number of a file"),
+    ] {
+        for args in [
+            ["exec", "--pass-fd", pass, name, "--", "true"].as_slice(),
+            &["run", "--pass-fd", pass, "--rootfs", root, "--", "true"],
+        ] {
+            let out = output(args);
+            let said = text(&out.stderr);
+            assert_eq!(out.status.code(), Some(code), "{args:?}: {said}");
+            // A stream of an exec is one of its three, by the rules of the control socket.
+            let twice = said.contains("GuestFDs: 2 is there twice");
+            assert!(said.contains(want) || twice, "{args:?}: {said}");
+        }
+    }
+    assert_eq!(world.end(run), 137);
 }

@@ -81,7 +81,7 @@ impl World {
         }
         std::fs::copy("/bin/busybox", dir.join("bin/busybox")).unwrap();
         for applet in [
-            "sh", "sleep", "cat", "id", "stty", "echo", "touch", "pwd", "nc",
+            "sh", "sleep", "cat", "id", "ls", "stty", "echo", "touch", "pwd", "nc",
         ] {
             symlink("busybox", dir.join("bin").join(applet)).unwrap();
         }

@@ -57,12 +57,8 @@ async fn containers(sandbox: &Sandbox, rootfs: &Path, bundle: &Path) -> Result<(
         let (reader, writer) = std::io::pipe()?;
         let spec = container(sandbox.record(), name, script, rootfs, &volume);
         let args = ContainerArgs {
-            id: name.into(),
-            bundle: bundle.to_owned(),
-            spec: parse(&spec)?,
-            rootfs: Vec::new(),
-            terminal: false,
             stdio: stdout(writer.into()),
+            ..ContainerArgs::new(name, bundle, parse(&spec)?)
         };
         sandbox.create_container(args).await?;
         sandbox.start(name).await?;

@@ -7,6 +7,8 @@ use std::time::SystemTime;
 pub use berm_plan::RootfsMount;
 use berm_plan::Spec;
 
+use crate::donated::Donated;
+
 /// What a new sandbox is made from.
 #[derive(Debug)]
 pub struct Args {
@@ -58,6 +60,23 @@ pub struct ContainerArgs {
     pub terminal: bool,
     /// What becomes 0, 1 and 2 of the process.
     pub stdio: Stdio,
+    /// What else it is given.
+    pub donated: Donated,
+}
+
+impl ContainerArgs {
+    /// What every container needs: the spec's own root file system, no terminal, no streams.
+    pub fn new(id: impl Into<String>, bundle: impl Into<PathBuf>, spec: Spec) -> Self {
+        Self {
+            id: id.into(),
+            bundle: bundle.into(),
+            spec,
+            rootfs: Vec::new(),
+            terminal: false,
+            stdio: Stdio::default(),
+            donated: Donated::default(),
+        }
+    }
 }
 
 /// The three standard streams of a process; an absent one is `/dev/null`.

@@ -33,6 +33,7 @@ impl Sandbox {
     /// that failed. Nothing is left behind then, other containers are not touched.
     pub async fn create_container(&self, args: ContainerArgs) -> Result<Created, Error> {
         check_id(&args.id)?;
+        args.donated.check()?;
         let live = &self.0;
         if !self.is_running() {
             return Err(Error::SandboxGone { id: args.id });
@@ -53,7 +54,11 @@ impl Sandbox {
         made
     }
 
-    async fn make_container(&self, task: &Rc<Task>, args: ContainerArgs) -> Result<Created, Error> {
+    async fn make_container(
+        &self,
+        task: &Rc<Task>,
+        mut args: ContainerArgs,
+    ) -> Result<Created, Error> {
         let live = &self.0;
         let place = place(args.spec.cgroups_path(), &args.id)?;
         let mut plan = self.plan_container(&args, &place.path)?;
@@ -64,7 +69,7 @@ impl Sandbox {
             .borrow()
             .intend_container(&args.id, &Intent::new(&place.path)?)?;
         let (mut cgroup, holder) = live.host.make_cgroup(&place, &plan.resources).await?;
-        let made = self.fork_container(task, &args, plan, &cgroup).await;
+        let made = self.fork_container(task, &mut args, plan, &cgroup).await;
         drop(holder);
         match made {
             Ok(terminal) => {
@@ -95,7 +100,7 @@ impl Sandbox {
     async fn fork_container(
         &self,
         task: &Rc<Task>,
-        args: &ContainerArgs,
+        args: &mut ContainerArgs,
         plan: ContainerPlan,
         cgroup: &Cgroup,
     ) -> Result<Option<OwnedFd>, Error> {
@@ -107,7 +112,9 @@ impl Sandbox {
         } else {
             (cgroup.tasks()?, cgroup.birthplace())
         };
+        let donated = std::mem::take(&mut args.donated).lift()?;
         let (mut stage, child_end) = Stage::new(live.host.config.stage_deadline)?;
+        let child_end = donated.lift(child_end)?;
         let job = Job {
             steps: &plan.steps,
             report: child_end.as_fd(),
@@ -118,6 +125,7 @@ impl Sandbox {
             container: None,
             devpts: None,
             stdio: args.stdio.borrow(),
+            pass: donated.pass_files(),
             tasks: tasks.iter().map(AsFd::as_fd).collect(),
             birthplace,
             filter: None,
@@ -126,7 +134,7 @@ impl Sandbox {
         let pidns = live.born_in(target.as_ref().unwrap_or(&live.pidns).as_fd());
         let builder = Forked::new(berm_stage::spawn(pidns, &job)?);
         drop(job);
-        drop((child_end, tasks));
+        drop((child_end, tasks, donated));
         let mut outcome = Outcome::default();
         let mut listened = stage.listen(&mut outcome).await;
         if listened.is_ok() && outcome.at_hooks {

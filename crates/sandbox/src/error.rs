@@ -91,6 +91,8 @@ pub enum Error {
     Finished,
     #[error("the sandbox of container {id:?} has ended")]
     SandboxGone { id: String },
+    #[error("pass_files {guest}: {reason}")]
+    PassFile { guest: i32, reason: &'static str },
     #[error("signal {signal} is none that the kernel knows")]
     BadSignal { signal: u32 },
     #[error("id {id:?}: {reason}")]
@@ -190,6 +192,7 @@ impl Error {
             | Self::PodNotPaused { .. } => Kind::FailedPrecondition,
             Self::NoStream
             | Self::LongValue { .. }
+            | Self::PassFile { .. }
             | Self::BadSignal { .. }
             | Self::BadId { .. } => Kind::InvalidArgument,
             Self::File { source, .. } | Self::Call { source, .. } => {

@@ -9,6 +9,7 @@ use berm_stage::{Filter, Job};
 use berm_sys::sched;
 
 use crate::api::{Created, Event, Stdio};
+use crate::donated::{Donated, Lifted};
 use crate::error::{Error, io};
 use crate::live::{Live, Sandbox};
 use crate::record::check_id;
@@ -80,14 +81,29 @@ impl Sandbox {
     /// `FailedPrecondition` unless the container runs and the exec is new; the step that failed:
     /// `wait` then answers at once, and `delete` works.
     pub async fn start_exec(&self, id: &str, exec: &str, stdio: Stdio) -> Result<Created, Error> {
+        self.start_exec_with(id, exec, stdio, Donated::default())
+            .await
+    }
+
+    /// The same of a process that is given more than its streams.
+    /// # Errors
+    /// As [`Sandbox::start_exec`], and `InvalidArgument` for what cannot be given to it: the exec
+    /// is then as new as before.
+    pub async fn start_exec_with(
+        &self,
+        id: &str,
+        exec: &str,
+        stdio: Stdio,
+        donated: Donated,
+    ) -> Result<Created, Error> {
+        donated.check()?;
         let live = &self.0;
         let task = live.task(id)?;
         let entry = task.exec(exec)?;
         running(&task)?;
         live.may_run("run a command in", id)?;
         entry.process.happen(Happening::Start)?;
-        let started = self.fork_exec(&task, exec, &entry, &stdio).await;
-        drop(stdio);
+        let started = self.fork_exec(&task, exec, &entry, (stdio, donated)).await;
         let state = match &started {
             Ok(_) => entry.process.happen(Happening::Started)?,
             Err(_) => entry.process.happen(Happening::StartFailed)?,
@@ -109,16 +125,18 @@ impl Sandbox {
         task: &Rc<Task>,
         name: &str,
         exec: &Rc<Exec>,
-        stdio: &Stdio,
+        (stdio, donated): (Stdio, Donated),
     ) -> Result<Created, Error> {
         let plan = exec.plan.borrow_mut().take();
         let plan = plan.ok_or(Error::Died { last: "ExecPlan" })?;
-        let (mut stage, forked) = self.0.fork_exec(task, &plan, stdio)?;
+        let donated = donated.lift()?;
+        let (mut stage, forked) = self.0.fork_exec(task, &plan, &stdio, &donated)?;
         let mut outcome = Outcome::default();
         let child = forked.as_fd()?;
         self.0
             .until_exec(&mut stage, child, task, &mut outcome)
             .await?;
+        drop((stdio, donated));
         let pid = forked.pid()?;
         let child = Rc::new(forked.into_child()?);
         exec.process.set_child(pid, &child);
@@ -148,14 +166,15 @@ impl Live {
         task: &Task,
         plan: &ExecPlan,
         stdio: &Stdio,
+        donated: &Lifted,
     ) -> Result<(Stage, Forked), Error> {
         let Some(cpus) = &plan.initial_cpus else {
-            return self.fork_into(task, &plan.steps, stdio);
+            return self.fork_into(task, &plan.steps, stdio, donated);
         };
         let own = sched::affinity().map_err(io("sched_getaffinity()"))?;
         sched::set_affinity(&sched::Mask::of(cpus))
             .map_err(io("process.execCPUAffinity.initial: sched_setaffinity()"))?;
-        let forked = self.fork_into(task, &plan.steps, stdio);
+        let forked = self.fork_into(task, &plan.steps, stdio, donated);
         sched::set_affinity(&own).map_err(io("sched_setaffinity(own)"))?;
         forked
     }
@@ -166,6 +185,7 @@ impl Live {
         task: &Task,
         steps: &[Step],
         stdio: &Stdio,
+        donated: &Lifted,
     ) -> Result<(Stage, Forked), Error> {
         let no_container = || Error::NoContainer {
             id: task.id.clone(),
@@ -181,6 +201,7 @@ impl Live {
             let _: Result<(), _> = inside.filter.set(Filter::of(steps)?);
         }
         let (stage, child_end) = Stage::new(self.host.config.stage_deadline)?;
+        let child_end = donated.lift(child_end)?;
         let job = Job {
             steps,
             report: child_end.as_fd(),
@@ -191,6 +212,7 @@ impl Live {
             container: Some(AsFd::as_fd(&*init)),
             devpts: inside.devpts.as_ref().map(AsFd::as_fd),
             stdio: stdio.borrow(),
+            pass: donated.pass_files(),
             tasks: tasks.iter().map(AsFd::as_fd).collect(),
             birthplace,
             filter: inside.filter.get().and_then(Option::as_ref),

@@ -32,6 +32,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{sleep, timeout};
 
 use crate::api::Stdio;
+use crate::donated::Lifted;
 use crate::error::{Error, call, io};
 use crate::live::Live;
 use crate::namespace;
@@ -87,7 +88,8 @@ impl Live {
         let state = hooks.state.json("created", Some(pid));
         for start in &hooks.start_container {
             let (streams, stdio) = Streams::new(&state)?;
-            let (stage, forked) = self.fork_into(task, &start.exec.steps, &stdio)?;
+            let nothing = Lifted::default();
+            let (stage, forked) = self.fork_into(task, &start.exec.steps, &stdio, &nothing)?;
             drop(stdio);
             self.finish(&start.hook, (stage, forked), streams, Some(task))
                 .await?;

@@ -10,7 +10,7 @@
 //! ```no_run
 //! use std::rc::Rc;
 //!
-//! use berm_sandbox::{Args, Config, ContainerArgs, Host, Sandbox, Spec, Stdio};
+//! use berm_sandbox::{Args, Config, ContainerArgs, Host, Sandbox, Spec};
 //!
 //! # async fn run(config_json: &[u8]) -> Result<(), berm_sandbox::Error> {
 //! let host = Rc::new(Host::detect(Config::default())?);
@@ -18,14 +18,7 @@
 //! let args = Args::new("demo", "default", "/bundle", Spec::parse(config_json)?);
 //! let sandbox = Sandbox::create(host, args, events).await?;
 //! sandbox
-//!     .create_container(ContainerArgs {
-//!         id: "demo".into(),
-//!         bundle: "/bundle".into(),
-//!         spec: Spec::parse(config_json)?,
-//!         rootfs: Vec::new(),
-//!         terminal: false,
-//!         stdio: Stdio::default(),
-//!     })
+//!     .create_container(ContainerArgs::new("demo", "/bundle", Spec::parse(config_json)?))
 //!     .await?;
 //! sandbox.start("demo").await?;
 //! let exit = sandbox.wait("demo", None).await?;
@@ -47,6 +40,7 @@ mod container;
 mod control;
 mod create;
 mod delete;
+mod donated;
 mod error;
 mod exec;
 mod exits;
@@ -94,6 +88,7 @@ pub use change_logging::{ChangeLogging, LogChange};
 pub use check::{Finding, Verdict, check};
 pub use cleanup::{cleanup, sweep_dead};
 pub use config::Config;
+pub use donated::{Donated, PassFile};
 pub use error::Error;
 pub use explain::{
     Asked, ContainerExplained, Credentials, Explanation, InForce, Limit, MountExplained,

@@ -370,7 +370,15 @@ impl<'a> Child<'a> {
         let slave = self.slave.as_ref().map(AsFd::as_fd);
         let stream = |n: usize| slave.or(self.job.stdio[n]).unwrap_or(null.as_fd());
         stdio::install([stream(0), stream(1), stream(2)])?;
-        process::close_all_but(&[self.job.report]).map_err(sys("close_range()"))?;
+        let mut keep = vec![self.job.report];
+        keep.extend(self.job.of_workload());
+        process::close_all_but(&keep).map_err(sys("close_range()"))?;
+        for (number, fd) in &self.job.pass {
+            process::place(*fd, *number).map_err(|source| Error::PassFile {
+                guest: *number,
+                source,
+            })?;
+        }
         // Closed just now: their owners must not close those numbers once more.
         for fd in [
             self.slave.take(),

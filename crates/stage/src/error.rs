@@ -64,6 +64,8 @@ pub enum Error {
     },
     #[error("exec {path:?}: {}", exec_text(*.errno))]
     Exec { path: PathBuf, errno: Errno },
+    #[error("pass_files {guest}: dup2(), which takes no number from RLIMIT_NOFILE on")]
+    PassFile { guest: i32, source: io::Error },
     #[error("log file {path:?}")]
     LogFile { path: PathBuf, source: io::Error },
     #[error("{}: {}", .lsm.field(), label_text(*.lsm, label, *.errno))]
@@ -153,7 +155,9 @@ impl Error {
                 io::ErrorKind::TimedOut => Kind::DeadlineExceeded,
                 _ => Kind::Unavailable,
             },
-            Self::IdOutsideMap { .. } | Self::Nul { .. } => Kind::InvalidArgument,
+            Self::IdOutsideMap { .. } | Self::Nul { .. } | Self::PassFile { .. } => {
+                Kind::InvalidArgument
+            }
             Self::NoSeLinux { .. } => Kind::NotSupported,
             Self::NotInPath { .. } => Kind::NotFound,
             Self::NotExecutable { kind, .. } | Self::NetDevice { kind, .. } => *kind,

@@ -81,6 +81,9 @@ pub struct Job<'a> {
     pub devpts: Option<BorrowedFd<'a>>,
     /// What becomes 0, 1, 2; `None`: the null device.
     pub stdio: [Option<BorrowedFd<'a>>; 3],
+    /// What becomes these numbers, none of which is 0, 1 or 2; every descriptor here and `report`
+    /// are above all of them.
+    pub pass: Vec<(i32, BorrowedFd<'a>)>,
     /// The steps' filter, if it was compiled before; execs of a container share theirs.
     pub filter: Option<&'a Filter>,
     /// By which it joins its cgroup, open for writing: `tasks` of each v1 hierarchy, and
@@ -101,6 +104,12 @@ impl Job<'_> {
         );
         all.extend(self.stdio.into_iter().flatten());
         all.extend(&self.tasks);
+        all.extend(self.of_workload());
         all
+    }
+
+    /// What is open until `execve` beside the streams.
+    fn of_workload(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.pass.iter().map(|(_, fd)| *fd)
     }
 }

@@ -194,6 +194,21 @@ pub fn place(fd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
     check(i64::from(unsafe { libc::dup2(fd.as_raw_fd(), number) })).map(drop)
 }
 
+/// A copy, close-on-exec and from 3 on, of a descriptor that this process was started with
+/// (fcntl(2), F_DUPFD_CLOEXEC).
+///
+/// For numbers that a user names, before the process has opened anything of its own.
+/// # Errors
+/// `EBADF` if there is none of that number.
+pub fn inherited(number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; a number that is none, or somebody else's, is only copied.
+    let fd = check(i64::from(unsafe {
+        libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3)
+    }))?;
+    // SAFETY: the call succeeded: it made a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
 /// Marks every descriptor from 3 on close-on-exec; once, at the start of a process.
 /// # Errors
 /// The errno of close_range(2).

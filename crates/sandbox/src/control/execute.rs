@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::{EXEC_PREFIX, wait_word};
 use crate::api::Stdio;
+use crate::donated::{Donated, PassFile};
 use crate::live::Sandbox;
 use crate::task::{Exec, Task};
 
@@ -141,39 +142,41 @@ impl ExecArgs {
     }
 
     /// Puts the files to the places that `GuestFDs` names; 0, 1, 2 in order without it.
-    fn stdio(&self, fds: Vec<OwnedFd>) -> Result<Stdio, CallError> {
-        if self.stdio_is_pty && !fds.is_empty() {
-            let text = "StdioIsPty: a process gets a terminal of its container's own; \
-                        send no files, the reply brings the terminal's master";
-            return Err(CallError::new(ErrorKind::NotSupported, text));
+    fn files(&self, fds: Vec<OwnedFd>) -> Result<(Stdio, Donated), CallError> {
+        let mut stdio = Stdio::default();
+        let mut donated = Donated::default();
+        if fds.is_empty() && self.stdio_is_pty {
+            // gVisor's command line names the streams all the same.
+            return Ok((stdio, donated));
         }
         let in_order: Vec<i32> = (0..).take(fds.len()).collect();
-        let places = match &self.guest_fds {
-            Some(places) if !self.stdio_is_pty => places,
-            _ => &in_order,
-        };
+        let places = self.guest_fds.as_ref().unwrap_or(&in_order);
         if places.len() != fds.len() {
             return Err(invalid(
                 "creating fd map: length of payload files does not match length of file \
                  descriptor array",
             ));
         }
-        let mut stdio = Stdio::default();
-        for (place, fd) in places.iter().zip(fds) {
+        for (&place, fd) in places.iter().zip(fds) {
             let slot = match place {
+                0..=2 if self.stdio_is_pty => {
+                    let text = "StdioIsPty: a process gets a terminal of its container's own; \
+                        send no files for 0, 1 and 2, the reply brings the terminal's master";
+                    return Err(CallError::new(ErrorKind::NotSupported, text));
+                }
                 0 => &mut stdio.stdin,
                 1 => &mut stdio.stdout,
                 2 => &mut stdio.stderr,
-                place => {
-                    let text = format!("GuestFDs: {place} is none of 0, 1 and 2");
-                    return Err(CallError::new(ErrorKind::NotSupported, text));
+                guest => {
+                    donated.pass_files.push(PassFile { guest, file: fd });
+                    continue;
                 }
             };
             if slot.replace(fd).is_some() {
                 return Err(invalid(format!("GuestFDs: {place} is there twice")));
             }
         }
-        Ok(stdio)
+        Ok((stdio, donated))
     }
 }
 
@@ -203,13 +206,13 @@ impl Sandbox {
         let sandbox = self.clone();
         async move {
             args.check()?;
-            let stdio = args.stdio(fds)?;
+            let (stdio, donated) = args.files(fds)?;
             let id = &args.container_id;
             let task = sandbox.0.task(id)?;
             forget_oldest(&task);
             let process = args.process().to_string();
             sandbox.plan_exec(&task, &name, process.as_bytes(), args.stdio_is_pty, true)?;
-            let started = sandbox.start_exec(id, &name, stdio).await;
+            let started = sandbox.start_exec_with(id, &name, stdio, donated).await;
             if started.is_err() {
                 task.execs.borrow_mut().remove(&name);
             }
@@ -302,12 +305,30 @@ mod tests {
             guest_fds,
             ..ExecArgs::default()
         };
-        let stdio = with(Some(vec![1])).stdio(vec![file()]).unwrap();
+        let (stdio, _) = with(Some(vec![1])).files(vec![file()]).unwrap();
         assert!(stdio.stdin.is_none() && stdio.stdout.is_some());
-        let stdio = with(None).stdio(vec![file(), file()]).unwrap();
+        let (stdio, _) = with(None).files(vec![file(), file()]).unwrap();
         assert!(stdio.stdin.is_some() && stdio.stdout.is_some() && stdio.stderr.is_none());
-        for bad in [vec![0], vec![0, 0], vec![0, 3]] {
-            assert!(with(Some(bad)).stdio(vec![file(), file()]).is_err());
+        for bad in [vec![0], vec![0, 0]] {
+            assert!(with(Some(bad)).files(vec![file(), file()]).is_err());
         }
+        let (stdio, donated) = with(Some(vec![9, 2])).files(vec![file(), file()]).unwrap();
+        assert!(stdio.stderr.is_some());
+        assert_eq!(donated.pass_files[0].guest, 9);
+    }
+
+    #[test]
+    fn a_process_with_a_terminal_may_be_given_files_but_no_streams() {
+        let file = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let with = |guest_fds: Option<Vec<i32>>| ExecArgs {
+            guest_fds,
+            stdio_is_pty: true,
+            ..ExecArgs::default()
+        };
+        assert!(with(Some(vec![0, 1, 2])).files(Vec::new()).is_ok());
+        assert!(with(None).files(vec![file()]).is_err());
+        assert!(with(Some(vec![2])).files(vec![file()]).is_err());
+        let (_, donated) = with(Some(vec![3])).files(vec![file()]).unwrap();
+        assert_eq!(donated.pass_files.len(), 1);
     }
 }

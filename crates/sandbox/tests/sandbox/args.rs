@@ -1,11 +1,17 @@
-//! What few callers ask for: that a sandbox dies with them.
+//! What few callers ask for: that a sandbox dies with them, that a process is given files.
 
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Instant;
 
-use berm_sandbox::{Error, Record, sweep_dead};
+use berm_sandbox::{Donated, Error, PassFile, Record, sweep_dead};
 use berm_sys::Kind;
 use berm_testkit::cases::Case;
+use rustix::pipe::{PipeFlags, pipe_with};
+use serde_json::json;
 
+use crate::container::process;
 use crate::dead::{MINUTE, Shim, assert_dead, clean, fill};
 use crate::world::{NAMESPACE, Place, Pod, World, world};
 
@@ -14,6 +20,11 @@ pub(crate) const CASES: &[Case] = berm_testkit::cases![
     an_attached_sandbox_whose_caller_is_killed_at_any_moment_leaves_no_process,
     a_sandbox_that_is_not_attached_outlives_its_caller,
     a_pod_without_a_pid_namespace_of_its_own_cannot_be_attached,
+    a_container_finds_the_files_it_is_passed_under_their_numbers_and_no_others,
+    an_exec_finds_the_files_it_is_passed_under_their_numbers_and_no_others,
+    files_change_places_without_one_being_lost,
+    a_file_that_is_passed_as_a_stream_twice_or_beyond_the_limit_is_refused,
+    a_process_that_fails_to_start_keeps_no_file_that_it_was_passed,
 ];
 
 async fn attached(w: &World) -> Result<Pod<'_>, Error> {
@@ -95,5 +106,157 @@ fn a_pod_without_a_pid_namespace_of_its_own_cannot_be_attached() {
         let error = made.err().unwrap();
         assert_eq!(error.kind(), Kind::NotSupported);
         assert!(error.to_string().starts_with("attached: "), "{error}");
+    });
+}
+
+/// Names every file that the shell has open, by a process of its own.
+const FILES: &str = "ls /proc/$$/fd; true";
+
+/// A pipe whose write end goes to a process.
+fn told() -> (File, OwnedFd) {
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+    (File::from(reader), writer)
+}
+
+/// All that was written until the last writer closed.
+fn all(mut reader: File) -> String {
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    text
+}
+
+fn pass(guest: i32, file: impl Into<OwnedFd>) -> PassFile {
+    let file = file.into();
+    PassFile { guest, file }
+}
+
+fn numbers(text: &str) -> Vec<i32> {
+    let mut all: Vec<i32> = text.lines().map(|line| line.parse().unwrap()).collect();
+    all.sort_unstable();
+    all
+}
+
+fn a_container_finds_the_files_it_is_passed_under_their_numbers_and_no_others() {
+    world(async |w| {
+        let pod = w.pod().await;
+        let file = w.dir.join("file");
+        std::fs::write(&file, "of the host\n").unwrap();
+        let (hears, says) = told();
+        let script = format!("cat <&9 >&3; {FILES}");
+        let container = pod.sh(&script).user(1000).donate(|donated| {
+            let read = File::open(&file).unwrap();
+            donated.pass_files = vec![pass(9, read), pass(3, says)];
+        });
+        let (status, text) = container.output().await;
+        assert_eq!((status, numbers(&text)), (0, vec![0, 1, 2, 3, 9]));
+        assert_eq!(all(hears), "of the host\n");
+    });
+}
+
+fn an_exec_finds_the_files_it_is_passed_under_their_numbers_and_no_others() {
+    world(async |w| {
+        let pod = w.pod().await;
+        let c = pod.container(&["/bin/sleep", "1000"]).run().await;
+        let (hears, says) = told();
+        let script = format!("echo said >&70; {FILES}");
+        let donated = Donated {
+            pass_files: vec![pass(70, says)],
+        };
+        let p = process(&["/bin/sh", "-c", &script]);
+        let (status, text) = c.exec_with(&p, donated).await.unwrap();
+        assert_eq!((status, numbers(&text)), (0, vec![0, 1, 2, 70]));
+        assert_eq!(all(hears), "said\n");
+        let (_, text) = c.exec_sh(FILES).await;
+        assert_eq!(numbers(&text), [0, 1, 2], "the next one has none of it");
+        c.end().await;
+    });
+}
+
+/// The numbers that they have are the ones that others shall have.
+fn files_change_places_without_one_being_lost() {
+    world(async |w| {
+        let pod = w.pod().await;
+        let c = pod.container(&["/bin/sleep", "1000"]).run().await;
+        let files: Vec<File> = (0..12)
+            .map(|n| {
+                let path = w.dir.join(format!("file{n}"));
+                std::fs::write(&path, format!("{n}\n")).unwrap();
+                File::open(path).unwrap()
+            })
+            .collect();
+        let guests: Vec<i32> = files.iter().rev().map(AsRawFd::as_raw_fd).collect();
+        let script = "for n; do cat /proc/$$/fd/$n; done";
+        let mut args = vec![
+            "/bin/sh".to_owned(),
+            "-c".into(),
+            script.into(),
+            "sh".into(),
+        ];
+        args.extend(guests.iter().map(ToString::to_string));
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let donated = |files: Vec<File>| Donated {
+            pass_files: guests.iter().zip(files).map(|(n, f)| pass(*n, f)).collect(),
+        };
+        let copies = files.iter().map(|f| f.try_clone().unwrap()).collect();
+        let want: String = (0..12).map(|n| format!("{n}\n")).collect();
+        let ended = c.exec_with(&process(&args), donated(copies)).await;
+        assert_eq!(ended.unwrap(), (0, want.clone()));
+        let gated = pod.container(&args).donate(|d| *d = donated(files));
+        assert_eq!(gated.output().await, (0, want));
+        c.end().await;
+    });
+}
+
+fn a_file_that_is_passed_as_a_stream_twice_or_beyond_the_limit_is_refused() {
+    world(async |w| {
+        let pod = w.pod().await;
+        let c = pod.container(&["/bin/sleep", "1000"]).run().await;
+        let null = || File::open("/dev/null").unwrap();
+        let limit = json!([{"type": "RLIMIT_NOFILE", "soft": 64, "hard": 64}]);
+        for (guests, want) in [
+            (vec![1], "pass_files 1: is a standard stream"),
+            (vec![-4], "pass_files -4: is no number"),
+            (vec![8, 9, 8], "pass_files 8: is there twice"),
+            (vec![64], "pass_files 64: "),
+            (
+                vec![i32::MAX],
+                "pass_files 2147483647: is beyond RLIMIT_NOFILE",
+            ),
+        ] {
+            let donated = || Donated {
+                pass_files: guests.iter().map(|n| pass(*n, null())).collect(),
+            };
+            let of_container = pod.sh("true").set("/process/rlimits", limit.clone());
+            let of_container = of_container.donate(|d| *d = donated()).refused().await;
+            let mut p = process(&["/bin/true"]);
+            p["rlimits"] = limit.clone();
+            let of_exec = c.exec_with(&p, donated()).await.unwrap_err();
+            for error in [of_container, of_exec] {
+                assert!(error.chain().contains(want), "{}", error.chain());
+                assert_eq!(error.kind(), Kind::InvalidArgument, "{}", error.chain());
+            }
+        }
+        c.end().await;
+    });
+}
+
+fn a_process_that_fails_to_start_keeps_no_file_that_it_was_passed() {
+    world(async |w| {
+        let pod = w.pod().await;
+        let c = pod.container(&["/bin/sleep", "1000"]).run().await;
+        let (hears, says) = told();
+        let donated = Donated {
+            pass_files: vec![pass(5, says)],
+        };
+        let failed = c.exec_with(&process(&["/no/such"]), donated).await;
+        assert_eq!(failed.unwrap_err().kind(), Kind::NotFound);
+        assert_eq!(all(hears), "");
+        let (hears, says) = told();
+        let refused = pod
+            .container(&["/no/such"])
+            .donate(|d| d.pass_files = vec![pass(5, says)]);
+        assert_eq!(refused.refused().await.kind(), Kind::NotFound);
+        assert_eq!(all(hears), "");
+        c.end().await;
     });
 }

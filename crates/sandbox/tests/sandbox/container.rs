@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use berm_sandbox::{ContainerArgs, Error, Exit, RootfsMount, Spec, Stdio};
+use berm_sandbox::{ContainerArgs, Donated, Error, Exit, RootfsMount, Spec, Stdio};
 use berm_testkit::command::patient;
 use rustix::pipe::{PipeFlags, pipe_with};
 use serde_json::{Value, json};
@@ -41,6 +41,7 @@ pub(crate) struct Container<'p> {
     pub(crate) root: PathBuf,
     rootfs: Vec<RootfsMount>,
     terminal: bool,
+    donated: Donated,
 }
 
 impl<'p> Container<'p> {
@@ -89,7 +90,14 @@ impl<'p> Container<'p> {
             root,
             rootfs: Vec::new(),
             terminal: false,
+            donated: Donated::default(),
         }
+    }
+
+    /// What it is given beside its streams.
+    pub(crate) fn donate(mut self, edit: impl FnOnce(&mut Donated)) -> Self {
+        edit(&mut self.donated);
+        self
     }
 
     /// Sets what a JSON pointer names, with its parents.
@@ -152,6 +160,7 @@ impl<'p> Container<'p> {
             rootfs: self.rootfs,
             terminal: self.terminal,
             stdio,
+            donated: self.donated,
         };
         let created = timeout(SOON, self.pod.sandbox.create_container(args))
             .await
@@ -315,25 +324,53 @@ impl Made<'_> {
     /// The same of a whole `process` object.
     pub(crate) async fn exec_of(&self, process: &Value) -> Result<(u32, String), Error> {
         let name = self.pod.world.name("e");
-        let mut out = self.start_exec(&name, process).await?;
+        let out = self.start_exec(&name, process).await?;
+        Ok(self.end_of_exec(&name, out).await)
+    }
+
+    /// Runs an exec that is given more than its streams to its end.
+    pub(crate) async fn exec_with(
+        &self,
+        process: &Value,
+        donated: Donated,
+    ) -> Result<(u32, String), Error> {
+        let name = self.pod.world.name("e");
+        let out = self.start_exec_with(&name, process, donated).await?;
+        Ok(self.end_of_exec(&name, out).await)
+    }
+
+    async fn end_of_exec(&self, name: &str, mut out: Receiver) -> (u32, String) {
         let sandbox = &self.pod.sandbox;
-        let exit = timeout(SOON, sandbox.wait(&self.id, Some(&name))).await;
+        let exit = timeout(SOON, sandbox.wait(&self.id, Some(name))).await;
         let exit = exit.expect("the exec ends").unwrap();
         let text = rest(&mut out).await;
-        sandbox.delete(&self.id, Some(&name)).await.unwrap();
-        Ok((exit.status, text))
+        sandbox.delete(&self.id, Some(name)).await.unwrap();
+        (exit.status, text)
     }
 
     /// Starts an exec; one that fails to start is deleted.
     pub(crate) async fn start_exec(&self, name: &str, process: &Value) -> Result<Receiver, Error> {
-        let sandbox = &self.pod.sandbox;
-        let (stdio, _stdin, out) = pipes(false);
-        sandbox.add_exec(&self.id, name, process.to_string().as_bytes(), false)?;
-        let started = timeout(SOON, sandbox.start_exec(&self.id, name, stdio))
+        self.start_exec_with(name, process, Donated::default())
             .await
-            .expect("exec answers");
+    }
+
+    /// The same of one that is given more than its streams.
+    pub(crate) async fn start_exec_with(
+        &self,
+        name: &str,
+        process: &Value,
+        donated: Donated,
+    ) -> Result<Receiver, Error> {
+        let sandbox = &self.pod.sandbox;
+        let terminal = process["terminal"] == true;
+        let (stdio, _stdin, out) = pipes(terminal);
+        sandbox.add_exec(&self.id, name, process.to_string().as_bytes(), terminal)?;
+        let starting = sandbox.start_exec_with(&self.id, name, stdio, donated);
+        let started = timeout(SOON, starting).await.expect("exec answers");
         if let Err(error) = started {
-            sandbox.wait(&self.id, Some(name)).await.unwrap();
+            if sandbox.state(&self.id, Some(name)).unwrap().exit.is_some() {
+                sandbox.wait(&self.id, Some(name)).await.unwrap();
+            }
             sandbox.delete(&self.id, Some(name)).await.unwrap();
             return Err(error);
         }

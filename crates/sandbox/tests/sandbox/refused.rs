@@ -338,14 +338,8 @@ fn a_reached_limit_of_descriptors_fails_the_call_alone() {
                 .sandbox
                 .start_exec(&other.id, &name, berm_sandbox::Stdio::default())
                 .await;
-            let args = berm_sandbox::ContainerArgs {
-                id: id.clone(),
-                bundle: w.dir.clone(),
-                spec: Spec::parse(container.spec.to_string().as_bytes()).unwrap(),
-                rootfs: Vec::new(),
-                terminal: false,
-                stdio: berm_sandbox::Stdio::default(),
-            };
+            let spec = Spec::parse(container.spec.to_string().as_bytes()).unwrap();
+            let args = berm_sandbox::ContainerArgs::new(&id, &w.dir, spec);
             let container = pod.sandbox.create_container(args).await;
             setrlimit(Resource::Nofile, before).unwrap();
             for error in [

@@ -102,12 +102,10 @@ async fn container(
         options: mount.options,
     };
     let args = ContainerArgs {
-        id: id.to_owned(),
-        bundle: origin.bundle.into(),
-        spec,
         rootfs: origin.rootfs.into_iter().map(rootfs).collect(),
         terminal: origin.paths.terminal,
         stdio,
+        ..ContainerArgs::new(id, origin.bundle, spec)
     };
     let created = sandbox.create_container(args).await?;
     ends.attach(created.terminal)?;

@@ -1,0 +1,55 @@
+//! Files of berm's caller for a command inside.
+
+use berm_sandbox::{Donated, PassFile};
+
+use crate::error::Error;
+
+/// What a command is given beside its streams.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Donate {
+    /// HOST:GUEST, berm's open file HOST becomes the command's file GUEST; may be given several
+    /// times
+    #[arg(long, value_name = "HOST:GUEST", value_parser = pass_fd)]
+    pass_fd: Vec<(i32, i32)>,
+}
+
+impl Donate {
+    /// The files themselves. To be called first: what berm opens has a number as well.
+    pub(crate) fn take(&self) -> Result<Donated, Error> {
+        let pass = |&(host, guest): &(i32, i32)| {
+            let file = berm_sys::process::inherited(host).map_err(|source| Error::PassFd {
+                host,
+                guest,
+                source,
+            })?;
+            Ok::<_, Error>(PassFile { guest, file })
+        };
+        Ok(Donated {
+            pass_files: self.pass_fd.iter().map(pass).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+/// `HOST:GUEST`
+fn pass_fd(text: &str) -> Result<(i32, i32), String> {
+    let (host, guest) = text.split_once(':').ok_or("not HOST:GUEST")?;
+    let number = |text: &str| {
+        let number = text.parse::<i32>().ok().filter(|number| *number >= 0);
+        number.ok_or_else(|| format!("{text:?} is no number of a file"))
+    };
+    Ok((number(host)?, number(guest)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_passed_file_is_two_numbers() {
+        assert_eq!(pass_fd("5:7"), Ok((5, 7)));
+        assert_eq!(pass_fd("0:3"), Ok((0, 3)));
+        for bad in ["5", "5:", ":5", "-1:5", "5:-1", "a:5", "5:6:7", ""] {
+            assert!(pass_fd(bad).is_err(), "{bad:?}");
+        }
+    }
+}
