@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use berm_sandbox::Config;
 use berm_sandbox::metrics::{Address, Filter};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::LocalSet;
 
-use crate::error::{Error, io};
+use crate::error::{Error, errno, io};
 
 /// Where it listens if nobody says.
 const DEFAULT: &str = "127.0.0.1:9469";
@@ -22,7 +23,7 @@ const DEFAULT: &str = "127.0.0.1:9469";
 ///
 /// GET /metrics has the figures of all sandboxes, GET /healthz says `ok`. Pods are followed as
 /// they come and go. Only sandboxes made while the configuration has `metric_server` tell figures;
-/// of the others there is only that they run. A sandbox that does not answer within the deadline
+/// of the others there is only that they run. A connection to each is kept between scrapes. A sandbox that does not answer within the deadline
 /// costs its own rows: its `berm_sandbox_up` is 0.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -65,8 +66,16 @@ pub(crate) fn main(args: &Args) -> Result<(), Error> {
         args.only.clone(),
         Duration::from_millis(args.deadline_ms),
     );
+    raise_open_files()?;
     let runtime = crate::runtime()?;
     LocalSet::new().block_on(&runtime, serve(&listen, node))
+}
+
+/// A connection to each sandbox stays open: as many as this process may have.
+fn raise_open_files() -> Result<(), Error> {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).map_err(errno("setrlimit(RLIMIT_NOFILE)"))
 }
 
 fn state_dir(args: &Args, config: &Config) -> PathBuf {

@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -53,23 +53,42 @@ impl State {
         dir.join("control.sock")
     }
 
-    /// A sandbox that answers every export with what `snapshot` makes.
-    fn serve(&self, id: &str, snapshot: impl Fn() -> Value + Send + Sync + 'static) {
-        let socket = self.record(id, &registered());
-        let listener = UnixListener::bind(socket).unwrap();
+    /// A sandbox that answers every export with what `snapshot` makes; gives how many connections
+    /// were made to it.
+    fn serve(
+        &self,
+        id: &str,
+        snapshot: impl Fn() -> Value + Send + Sync + 'static,
+    ) -> Arc<AtomicU64> {
+        let listener = UnixListener::bind(self.record(id, &registered())).unwrap();
+        let count = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&count);
         // Ends with the test's process.
         std::thread::spawn(move || {
+            // One at a time: the server has one.
             for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                let mut request = [0; 4096];
-                let len = stream.read(&mut request).unwrap();
-                assert!(request[..len].starts_with(b"{\"method\":\"Metrics.Export\""));
-                let result = json!({"snapshot": snapshot()});
-                let reply = json!({"success": true, "err": "", "result": result}).to_string();
-                // The server may have given up.
-                let _ = stream.write_all(reply.as_bytes());
+                counter.fetch_add(1, Ordering::SeqCst);
+                answer(stream.unwrap(), &snapshot);
             }
         });
+        count
+    }
+}
+
+/// Answers every export of a connection until the other side goes.
+fn answer(mut stream: UnixStream, snapshot: impl Fn() -> Value) {
+    let mut request = [0; 4096];
+    while let Ok(len @ 1..) = stream.read(&mut request) {
+        assert!(request[..len].starts_with(b"{\"method\":\"Metrics.Export\""));
+        let told = snapshot();
+        // The sandbox's process ends.
+        if told.is_null() {
+            return;
+        }
+        let result = json!({"snapshot": told});
+        let reply = json!({"success": true, "err": "", "result": result}).to_string();
+        // The server may have given up.
+        let _ = stream.write_all(reply.as_bytes());
     }
 }
 
@@ -243,6 +262,47 @@ fn a_sandbox_that_hangs_costs_its_own_rows_only() {
             "{id}: {page}"
         );
     }
+}
+
+#[test]
+fn a_connection_is_kept_between_scrapes_and_made_anew_when_it_was_closed() {
+    let state = State::new("kept");
+    let close = Arc::new(AtomicBool::new(false));
+    let closing = Arc::clone(&close);
+    let connections = state.serve("s1", move || match closing.swap(false, Ordering::SeqCst) {
+        true => Value::Null,
+        false => snapshot(&[row("berm_tasks", 1, "c1", 7)]),
+    });
+    let server = Server::on_tcp(&state, &[]);
+    for _ in 0..3 {
+        assert!(server.metrics().contains("berm_tasks{"));
+        assert_eq!(connections.load(Ordering::SeqCst), 1);
+    }
+    close.store(true, Ordering::SeqCst);
+    assert!(server.metrics().contains("berm_tasks{"), "asked again");
+    assert_eq!(connections.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn another_record_at_the_same_place_is_another_sandbox() {
+    let state = State::new("another");
+    state.record("s1", &Value::Null);
+    let server = Server::on_tcp(&state, &[]);
+    assert!(server.metrics().contains("pod_name=\"pod-s1\""));
+    let path = state.dir("s1").join("sandbox.json");
+    let record = fs::read_to_string(&path).unwrap();
+    let new = state.dir("s1").join("sandbox.new");
+    fs::write(
+        &new,
+        record
+            .replace("pod-s1", "pod-s9")
+            .replace("\"native\"", "\"gvisor\""),
+    )
+    .unwrap();
+    fs::rename(&new, &path).unwrap();
+    let page = server.metrics();
+    assert!(page.contains("engine=\"gvisor\""), "{page}");
+    assert!(!page.contains("\"pod-s1\""), "{page}");
 }
 
 #[test]

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use berm_sandbox::Record;
-use berm_sandbox::metrics::{Data, Metric, Number, Page, Snapshot, Type, Verifier};
-use berm_sandbox::urpc::{self, Limits};
+use berm_sandbox::metrics::{Data, Metric, Number, Page, Told, Type, Verifier};
+use berm_sandbox::urpc::{self, AsyncClient, Limits, RawReply};
+use berm_sandbox::{Record, Records};
 use berm_sys::Kind;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
@@ -25,8 +26,8 @@ const REPLY: Limits = Limits {
 /// The sandboxes of the node, and what is remembered of each between scrapes.
 #[derive(Debug)]
 pub(super) struct Node {
-    state_dir: PathBuf,
-    only: String,
+    records: Records,
+    only: Rc<str>,
     deadline: Duration,
     sandboxes: BTreeMap<PathBuf, Sandbox>,
     /// Rows of sandboxes that are gone.
@@ -36,9 +37,11 @@ pub(super) struct Node {
 
 #[derive(Debug)]
 struct Sandbox {
-    record: Record,
+    record: Rc<Record>,
     /// `None`: it was not asked to tell metrics when it was made.
     verifier: Option<Verifier>,
+    /// Its connection is kept between scrapes. `None` while a call has it.
+    client: Option<AsyncClient>,
     labels: String,
     /// Seconds since 1970. Kept: what is made of two clocks is not the same twice.
     started: u64,
@@ -50,15 +53,16 @@ struct Export<'a> {
 }
 
 #[derive(Deserialize)]
-struct Exported {
-    snapshot: Snapshot,
+struct Exported<'a> {
+    #[serde(borrow)]
+    snapshot: Told<'a>,
 }
 
 impl Node {
     pub(super) fn new(state_dir: PathBuf, only: String, deadline: Duration) -> Self {
         Self {
-            state_dir,
-            only,
+            records: Records::new(&state_dir),
+            only: only.into(),
             deadline,
             sandboxes: BTreeMap::new(),
             dropped_before: 0,
@@ -72,50 +76,46 @@ impl Node {
         self.scrapes += 1;
         self.follow()?;
         let mut page = Own(Page::default());
-        let mut answers = self.ask();
-        let mut up: BTreeMap<PathBuf, Option<Vec<Data>>> = BTreeMap::new();
-        while let Some(answer) = answers.join_next().await {
+        let mut asked = self.ask();
+        let mut up = BTreeMap::new();
+        while let Some(asked) = asked.join_next().await {
             // A task that panicked would have ended the process.
-            let Ok((path, snapshot)) = answer else {
+            let Ok(Asked {
+                path,
+                client,
+                reply,
+            }) = asked
+            else {
                 continue;
             };
-            let verifier = self
-                .sandboxes
-                .get_mut(&path)
-                .and_then(|s| s.verifier.as_mut());
-            let rows = snapshot
-                .zip(verifier)
-                .map(|(snapshot, verifier)| verifier.check(snapshot));
-            up.insert(path, rows);
+            if let Some(sandbox) = self.sandboxes.get_mut(&path) {
+                sandbox.client = Some(client);
+                up.insert(path, sandbox.take(reply));
+            }
         }
-        let mut clashes = 0;
         for (path, sandbox) in &self.sandboxes {
-            let rows = up.remove(path);
-            sandbox.about(&mut page, rows.as_ref().map(Option::is_some));
-            let rows = rows.flatten().unwrap_or_default();
-            clashes += rows
-                .iter()
-                .filter(|row| !page.0.add(&sandbox.labels, row))
-                .count();
+            let up = up.get(path).copied();
+            sandbox.about(&mut page, up);
+            if let (Some(true), Some(verifier)) = (up, &sandbox.verifier) {
+                self.dropped_before += verifier.write(&sandbox.labels, &mut page.0) as u64;
+            }
         }
-        self.dropped_before += clashes as u64;
         self.about(&mut page, begun.elapsed());
         Ok(page.0.text())
     }
 
     /// Takes up new sandboxes and forgets those that are gone.
     fn follow(&mut self) -> Result<(), Error> {
+        let records = self.records.load()?;
         let mut before = std::mem::take(&mut self.sandboxes);
-        for record in Record::load_all(&self.state_dir)? {
+        for record in records {
             if !record.init().is_alive() {
                 continue;
             }
             let path = record.control_socket_path.clone();
-            let same = |old: &Sandbox| old.record.init() == record.init();
-            let sandbox = match before.remove(&path) {
-                Some(old) if same(&old) => old,
-                _ => Sandbox::new(record),
-            };
+            let same = before.get(&path).is_some_and(|old| old.record == record);
+            let known = if same { before.remove(&path) } else { None };
+            let sandbox = known.unwrap_or_else(|| Sandbox::new(record));
             self.sandboxes.insert(path, sandbox);
         }
         let verifiers = before.into_values().filter_map(|gone| gone.verifier);
@@ -123,31 +123,29 @@ impl Node {
         Ok(())
     }
 
-    /// Asks every sandbox that tells metrics; `None` for one that gave no answer.
-    fn ask(&self) -> JoinSet<(PathBuf, Option<Snapshot>)> {
-        let mut answers = JoinSet::new();
-        for (path, sandbox) in &self.sandboxes {
+    /// Asks every sandbox that tells metrics, all at once.
+    fn ask(&mut self) -> JoinSet<Asked> {
+        let mut asked = JoinSet::new();
+        for (path, sandbox) in &mut self.sandboxes {
             if sandbox.verifier.is_none() {
                 continue;
             }
-            let (path, only, deadline) = (path.clone(), self.only.clone(), self.deadline);
-            answers.spawn_local(async move {
+            let client = sandbox.client.take();
+            let mut client = client.unwrap_or_else(|| AsyncClient::new(path, REPLY));
+            let (path, only, deadline) = (path.clone(), Rc::clone(&self.only), self.deadline);
+            asked.spawn_local(async move {
                 let arg = Export {
                     only_metrics: &only,
                 };
-                let call = urpc::call::<_, Exported>(&path, "Metrics.Export", &arg, REPLY);
-                let snapshot = match timeout(deadline, call).await {
-                    Ok(Ok(exported)) => Some(exported.snapshot),
-                    // Nothing of it matches --only.
-                    Ok(Err(e)) if e.kind() == Kind::NotFound && is_remote(&e) => {
-                        Some(Snapshot::default())
-                    }
-                    Ok(Err(_)) | Err(_) => None,
-                };
-                (path, snapshot)
+                let reply = timeout(deadline, client.call("Metrics.Export", &arg)).await;
+                Asked {
+                    path,
+                    client,
+                    reply: reply.ok().and_then(Result::ok),
+                }
             });
         }
-        answers
+        asked
     }
 
     fn about(&self, page: &mut Own, took: Duration) {
@@ -181,12 +179,19 @@ impl Node {
     }
 }
 
+/// A sandbox that was asked, and its answer if it gave one.
+struct Asked {
+    path: PathBuf,
+    client: AsyncClient,
+    reply: Option<RawReply>,
+}
+
 fn is_remote(error: &urpc::Error) -> bool {
     matches!(error, urpc::Error::Remote { .. })
 }
 
 impl Sandbox {
-    fn new(record: Record) -> Self {
+    fn new(record: Rc<Record>) -> Self {
         let labels = Page::labels(&[
             ("sandbox", &record.id),
             ("pod_name", &record.pod_name),
@@ -194,17 +199,33 @@ impl Sandbox {
         ]);
         Self {
             verifier: record.registered_metrics.as_ref().map(Verifier::new),
+            client: None,
             labels,
             started: started(record.start_time),
             record,
         }
     }
 
+    /// Takes the rows of its answer; false if it is none.
+    fn take(&mut self, reply: Option<RawReply>) -> bool {
+        let (Some(reply), Some(verifier)) = (reply, &mut self.verifier) else {
+            return false;
+        };
+        let told = match reply.result::<Exported<'_>>() {
+            Ok(exported) => exported.snapshot,
+            // Nothing of it matches --only.
+            Err(e) if e.kind() == Kind::NotFound && is_remote(&e) => Told::default(),
+            Err(_) => return false,
+        };
+        verifier.check(&told);
+        true
+    }
+
     /// What the server knows of it; `up`: whether it answered, if it was asked.
     fn about(&self, page: &mut Own, up: Option<bool>) {
         let Record {
             engine, isolation, ..
-        } = &self.record;
+        } = &*self.record;
         let metrics = if self.verifier.is_some() { "on" } else { "off" };
         let own = Page::labels(&[
             ("engine", engine),

@@ -15,6 +15,7 @@ mod histogram;
 mod registration;
 mod snapshot;
 mod text;
+mod told;
 mod verify;
 
 pub use address::Address;
@@ -24,6 +25,7 @@ pub use histogram::Histogram;
 pub use registration::{Definition, Field, Label, Metadata, Registration, Type};
 pub use snapshot::{Bucket, Buckets, Data, Metric, Number, Snapshot, rfc3339};
 pub use text::Page;
+pub use told::Told;
 pub use verify::Verifier;
 
 /// Longest value of a label, in bytes.

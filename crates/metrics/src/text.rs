@@ -9,6 +9,13 @@ use std::fmt::Write as _;
 use crate::snapshot::{Buckets, Data, Number};
 use crate::{Metric, Type};
 
+/// What a row says.
+#[derive(Debug)]
+pub(crate) enum Value {
+    Number(Number),
+    Histogram(Buckets),
+}
+
 /// A page of metrics: rows of many sandboxes, those of one metric together.
 #[derive(Debug, Default)]
 pub struct Page {
@@ -28,37 +35,51 @@ impl Page {
     #[must_use]
     pub fn add(&mut self, labels: &str, data: &Data) -> bool {
         let Metric { name, r#type, help } = &data.metric;
-        let new = || Family {
-            kind: *r#type,
-            help: help.clone(),
-            rows: String::new(),
-        };
+        let own: Vec<_> = data
+            .labels
+            .iter()
+            .map(|(n, v)| (n.as_str(), v.as_str()))
+            .collect();
+        let labels = [labels, &Self::labels(&own)];
+        let number = data.val.map(Value::Number);
+        let histogram = data.histogram.clone().map(Value::Histogram);
+        let mut values = number.iter().chain(&histogram);
+        values.all(|value| self.row((name, *r#type, help), labels, value))
+    }
+
+    /// The same for a row whose labels are written already.
+    pub(crate) fn row(
+        &mut self,
+        (name, kind, help): (&str, Type, &str),
+        labels: [&str; 2],
+        value: &Value,
+    ) -> bool {
         // Looked up first: most rows are not the first of their metric.
         if !self.families.contains_key(name) {
-            self.families.insert(name.clone(), new());
+            let family = Family {
+                kind,
+                help: help.to_owned(),
+                rows: String::new(),
+            };
+            self.families.insert(name.to_owned(), family);
         }
         let Some(family) = self.families.get_mut(name) else {
             return false;
         };
-        if family.kind != *r#type {
+        if family.kind != kind {
             return false;
         }
-        let mut all = labels.to_owned();
-        for (name, value) in &data.labels {
-            label(&mut all, name, value);
-        }
-        if let Some(number) = data.val {
-            line(&mut family.rows, name, "", &all, number);
-        }
-        if let Some(buckets) = &data.histogram {
-            histogram(&mut family.rows, name, &all, buckets);
+        match value {
+            Value::Number(number) => line(&mut family.rows, name, "", labels, *number),
+            Value::Histogram(buckets) => histogram(&mut family.rows, name, labels, buckets),
         }
         true
     }
 
     /// The text.
     pub fn text(&self) -> String {
-        let mut text = String::new();
+        let long = self.families.values().map(|family| family.rows.len() + 256);
+        let mut text = String::with_capacity(long.sum());
         for (name, family) in &self.families {
             let kind = family.kind.as_str();
             let help = family.help.replace('\\', "\\\\").replace('\n', "\\n");
@@ -96,16 +117,26 @@ fn label(text: &mut String, name: &str, value: &str) {
     text.push('"');
 }
 
-fn line(text: &mut String, name: &str, suffix: &str, labels: &str, number: Number) {
-    let value = number.value();
-    let _ = if labels.is_empty() {
-        writeln!(text, "{name}{suffix} {value}")
+fn line(text: &mut String, name: &str, suffix: &str, labels: [&str; 2], number: Number) {
+    text.push_str(name);
+    text.push_str(suffix);
+    let [first, second] = labels;
+    let comma = if first.is_empty() || second.is_empty() {
+        ""
     } else {
-        writeln!(text, "{name}{suffix}{{{labels}}} {value}")
+        ","
     };
+    if !first.is_empty() || !second.is_empty() {
+        for part in ["{", first, comma, second, "}"] {
+            text.push_str(part);
+        }
+    }
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, " {}", number.value());
 }
 
-fn histogram(text: &mut String, name: &str, labels: &str, histogram: &Buckets) {
+fn histogram(text: &mut String, name: &str, labels: [&str; 2], histogram: &Buckets) {
+    let [first, own] = labels;
     let mut count: u64 = 0;
     for bucket in &histogram.buckets {
         count = count.saturating_add(bucket.n);
@@ -113,9 +144,9 @@ fn histogram(text: &mut String, name: &str, labels: &str, histogram: &Buckets) {
             true => "+Inf".to_owned(),
             false => bucket.le.value().to_string(),
         };
-        let mut labels = labels.to_owned();
-        label(&mut labels, "le", &le);
-        line(text, name, "_bucket", &labels, count.into());
+        let mut own = own.to_owned();
+        label(&mut own, "le", &le);
+        line(text, name, "_bucket", [first, &own], count.into());
     }
     line(text, name, "_sum", labels, histogram.total);
     line(text, name, "_count", labels, count.into());

@@ -105,7 +105,7 @@ pub use procfs_dump::{
     AddressRange, CgroupEntry, Mapping, OpenFile, Permissions, ProcessDump, Rlimit, StatDump,
     StatusDump, ThreeIds,
 };
-pub use record::{ContainerRecord, Isolation, Record};
+pub use record::{ContainerRecord, Isolation, Record, Records};
 pub use refused::Refused as RefusedTask;
 pub use state::Refused;
 pub use usage::{Usage, UsageFiles};

@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use berm_cgroup::CgroupPath;
 use berm_metrics::Registration;
@@ -135,17 +136,80 @@ impl Record {
     /// # Errors
     /// The errno of reading the state directory.
     pub fn load_all(state_dir: &Path) -> Result<Vec<Self>, Error> {
-        let mut all = Vec::new();
-        for namespace in subdirs(state_dir)? {
+        let all = Records::new(state_dir).load()?.into_iter();
+        Ok(all.map(Rc::unwrap_or_clone).collect())
+    }
+}
+
+/// The records of the node for who looks at them again and again: one that was read is not read
+/// again, because a record never changes.
+#[derive(Debug)]
+pub struct Records {
+    state_dir: PathBuf,
+    /// By the file of each.
+    read: BTreeMap<PathBuf, (FileId, Rc<Record>)>,
+}
+
+/// Which file a record was read from: another one at its path is another record.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct FileId {
+    device: u64,
+    inode: u64,
+    changed: (i64, i64),
+}
+
+impl Records {
+    /// Of a node with this state directory; nothing is read yet.
+    pub fn new(state_dir: &Path) -> Self {
+        Self {
+            state_dir: state_dir.to_owned(),
+            read: BTreeMap::new(),
+        }
+    }
+
+    /// Every record of now, by sandbox id; unreadable ones are left out, with a warning.
+    /// # Errors
+    /// The errno of reading the state directory.
+    pub fn load(&mut self) -> Result<Vec<Rc<Record>>, Error> {
+        let mut before = std::mem::take(&mut self.read);
+        let mut all = Vec::with_capacity(before.len());
+        for namespace in subdirs(&self.state_dir)? {
             for sandbox in subdirs(&namespace)? {
-                match read::<Self>(&sandbox.join(SANDBOX)) {
-                    Ok(record) => all.extend(record.filter(|r| is_of_this_boot(&r.boot))),
+                let path = sandbox.join(SANDBOX);
+                let known = before.remove(&path);
+                match look(&path, known) {
+                    Ok(Some((id, record))) => {
+                        all.push(Rc::clone(&record));
+                        self.read.insert(path, (id, record));
+                    }
+                    Ok(None) => {}
                     Err(e) => log::warn!("call=LoadRecord path={sandbox:?} err={:?}", e.chain()),
                 }
             }
         }
+        all.retain(|record| is_of_this_boot(&record.boot));
         all.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(all)
+    }
+}
+
+/// The record at `path`, which is `known` if that was read from the file that is there.
+fn look(
+    path: &Path,
+    known: Option<(FileId, Rc<Record>)>,
+) -> Result<Option<(FileId, Rc<Record>)>, Error> {
+    let stat = match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        stat => stat.map_err(io("stat(record)"))?,
+    };
+    let id = FileId {
+        device: stat.dev(),
+        inode: stat.ino(),
+        changed: (stat.ctime(), stat.ctime_nsec()),
+    };
+    match known {
+        Some(known) if known.0 == id => Ok(Some(known)),
+        _ => Ok(read::<Record>(path)?.map(|record| (id, Rc::new(record)))),
     }
 }
 

@@ -1,10 +1,9 @@
-//! A call that does not block its thread, for who asks many sockets at once.
+//! A client that does not block its thread, for who asks many sockets at once.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::task::yield_now;
@@ -14,27 +13,83 @@ use crate::recv::{Failure, Received, Receiver};
 use crate::send::Sender;
 use crate::{Error, Limits, address, envelope};
 
-/// Calls `method` of the socket at `path` over a connection of its own; takes no descriptors.
+/// A client of a control socket whose connection is kept from one call to the next; takes no
+/// descriptors.
 ///
-/// Without a deadline: the caller drops it when it has waited enough, which closes the connection.
-/// Must be polled by a tokio runtime with I/O.
-/// # Errors
-/// As [`Client`](crate::Client)'s: nobody serves the socket, or its queue is full; the reply is
-/// none, or is larger than `limits`; the call failed.
-pub async fn call<A, R>(path: &Path, method: &str, arg: &A, limits: Limits) -> Result<R, Error>
-where
-    A: Serialize + ?Sized,
-    R: DeserializeOwned,
-{
-    let request = envelope::request(method, arg).map_err(|source| Error::Request {
-        method: method.to_owned(),
-        source,
-    })?;
-    let socket = std::os::unix::net::UnixStream::from(address::connect_now(path)?);
-    let socket = UnixStream::from_std(socket).map_err(|source| Error::Register { source })?;
-    send(&socket, &request).await?;
-    let reply = receive(&socket, method, Receiver::new(limits, 0)).await?;
-    envelope::result(method, &reply)
+/// Must be polled by a tokio runtime with I/O. A call has no deadline: a caller that has waited
+/// enough drops it, which closes the connection; the next call makes another.
+#[derive(Debug)]
+pub struct AsyncClient {
+    path: PathBuf,
+    reply: Limits,
+    /// Taken by a call and put back when its reply has come whole.
+    socket: Option<UnixStream>,
+}
+
+/// The reply to a call, as bytes, so that its result can be read in place.
+#[derive(Debug)]
+pub struct RawReply {
+    method: String,
+    bytes: Vec<u8>,
+}
+
+impl RawReply {
+    /// The result of the call.
+    /// # Errors
+    /// [`Error::Remote`] if the call failed; [`Error::Reply`] if the result is of another type.
+    pub fn result<'a, R: Deserialize<'a>>(&'a self) -> Result<R, Error> {
+        envelope::result(&self.method, &self.bytes)
+    }
+}
+
+impl AsyncClient {
+    /// For the socket at `path`, to which the first call connects; a reply must be within `reply`.
+    pub fn new(path: &Path, reply: Limits) -> Self {
+        Self {
+            path: path.to_owned(),
+            reply,
+            socket: None,
+        }
+    }
+
+    /// Calls `method`, which must be one that may be called twice: if the server has closed the
+    /// kept connection and said nothing, the call is made again over a new one.
+    /// # Errors
+    /// As [`Client`](crate::Client)'s: nobody serves the socket, or its queue is full; the reply is
+    /// none, or is larger than allowed. That the call failed is told by [`RawReply::result`].
+    pub async fn call<A>(&mut self, method: &str, arg: &A) -> Result<RawReply, Error>
+    where
+        A: Serialize + ?Sized,
+    {
+        let request = envelope::request(method, arg).map_err(|source| Error::Request {
+            method: method.to_owned(),
+            source,
+        })?;
+        if let Some(socket) = self.socket.take() {
+            match self.exchange(socket, method, &request).await {
+                Err(Error::Closed { .. }) => {}
+                done => return done,
+            }
+        }
+        let socket = std::os::unix::net::UnixStream::from(address::connect_now(&self.path)?);
+        let socket = UnixStream::from_std(socket).map_err(epoll)?;
+        self.exchange(socket, method, &request).await
+    }
+
+    async fn exchange(
+        &mut self,
+        socket: UnixStream,
+        method: &str,
+        request: &[u8],
+    ) -> Result<RawReply, Error> {
+        send(&socket, request).await?;
+        let bytes = receive(&socket, method, Receiver::new(self.reply, 0)).await?;
+        self.socket = Some(socket);
+        Ok(RawReply {
+            method: method.to_owned(),
+            bytes,
+        })
+    }
 }
 
 fn failed(call: &'static str) -> impl Fn(Errno) -> Error {

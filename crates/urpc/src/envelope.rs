@@ -1,7 +1,6 @@
 //! The two JSON objects of the wire.
 
 use berm_sys::Kind;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -79,7 +78,7 @@ struct ReplyIn<R> {
 }
 
 /// Reads the reply to `method`: its result, [`Error::Remote`] or [`Error::Reply`].
-pub(crate) fn result<R: DeserializeOwned>(method: &str, bytes: &[u8]) -> Result<R, Error> {
+pub(crate) fn result<'a, R: Deserialize<'a>>(method: &str, bytes: &'a [u8]) -> Result<R, Error> {
     let bad = |error: serde_json::Error| Error::Reply {
         method: method.to_owned(),
         source: Malformed::from(error),

@@ -62,7 +62,7 @@ mod server;
 mod text;
 
 pub use address::bind;
-pub use asynchronous::call;
+pub use asynchronous::{AsyncClient, RawReply};
 pub use client::Client;
 pub use dispatch::{CallError, Dispatch, Empty, Reply, decode};
 pub use error::{Error, Malformed};

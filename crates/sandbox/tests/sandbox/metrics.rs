@@ -45,6 +45,12 @@ async fn export(pod: &Pod<'_>, only: &str) -> Snapshot {
     serde_json::from_value(reply["result"]["snapshot"].clone()).unwrap()
 }
 
+/// How many rows are sound.
+fn sound(verifier: &mut Verifier, snapshot: &Snapshot) -> usize {
+    let json = serde_json::to_string(snapshot).unwrap();
+    verifier.check(&serde_json::from_str(&json).unwrap())
+}
+
 fn metrics_that_nobody_asked_for_at_creation_are_refused_and_not_recorded() {
     world(async |w| {
         let pod = w.pod().await;
@@ -105,7 +111,7 @@ fn every_export_is_as_registered_and_its_figures_are_the_cgroups() {
         for _ in 0..2 {
             let snapshot = export(&pod, "").await;
             let told = snapshot.data.len();
-            assert_eq!(verifier.check(snapshot).len(), told);
+            assert_eq!(sound(&mut verifier, &snapshot), told);
         }
         let snapshot = export(&pod, "").await;
         let of = |name: &str| {
@@ -182,6 +188,6 @@ fn phases_of_starts_are_told_as_histograms() {
         assert_eq!(whole.total.value(), 0.003);
         assert_eq!(whole.buckets.iter().map(|b| b.n).sum::<u64>(), 1);
         let mut verifier = Verifier::new(pod.sandbox.registered_metrics().unwrap());
-        assert_eq!(verifier.check(snapshot).len(), 2);
+        assert_eq!(sound(&mut verifier, &snapshot), 2);
     });
 }

@@ -7,10 +7,10 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use berm_sys::Kind;
-use berm_urpc::{Client, Empty, Error, Limits, Malformed};
+use berm_urpc::{AsyncClient, Client, Empty, Error, Limits, Malformed};
 use serde_json::{Value, json};
 
-use crate::fixture::{PATIENCE, Raw, Served, copies};
+use crate::fixture::{Directory, PATIENCE, Raw, Served, copies};
 
 /// A client whose server has said `reply` before it was asked.
 fn answered(reply: &[u8]) -> (Client, Raw) {
@@ -104,6 +104,76 @@ fn without_a_deadline_a_call_waits() {
     assert_eq!(served.event(), "entered");
     served.gate.notify_one();
     waiter.join().unwrap();
+}
+
+/// Runs on a runtime like the metric server's.
+fn local<T>(body: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.unwrap().block_on(body)
+}
+
+#[test]
+fn an_async_client_keeps_its_connection_also_after_a_remote_error_and_makes_another_once_it_is_closed()
+ {
+    let directory = Directory::new();
+    let path = directory.0.join("control.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let mut client = AsyncClient::new(&path, Limits::REPLY);
+    let server = std::thread::spawn(move || {
+        // A reply for each call; the kept connection ends after two, a new one brings the third.
+        let mut requests = [0; 2];
+        for (at, count) in [2, 1].into_iter().enumerate() {
+            let (mut stream, _) = listener.accept().unwrap();
+            for _ in 0..count {
+                let len = stream.read(&mut [0; 4096]).unwrap();
+                requests[at] += usize::from(len > 0);
+                let reply = match requests {
+                    [1, 0] => r#"{"success":false,"err":"no","result":null}"#,
+                    _ => r#"{"success":true,"err":"","result":["in place"]}"#,
+                };
+                stream.write_all(reply.as_bytes()).unwrap();
+            }
+        }
+        requests
+    });
+    local(async {
+        let refused = client.call("m", &()).await.unwrap();
+        let error = refused.result::<Empty>().unwrap_err();
+        assert!(matches!(error, Error::Remote { .. }), "{error:?}");
+        for _ in 0..2 {
+            let reply = client.call("m", &()).await.unwrap();
+            assert_eq!(reply.result::<Vec<&str>>().unwrap(), ["in place"]);
+        }
+    });
+    assert_eq!(server.join().unwrap(), [2, 1]);
+}
+
+#[test]
+fn an_async_call_that_is_dropped_closes_its_connection_and_the_next_one_is_answered() {
+    let served = Served::new();
+    let mut client = AsyncClient::new(&served.path, Limits::REPLY);
+    local(async {
+        let call = client.call("Test.Gate", &());
+        let given_up = tokio::time::timeout(Duration::from_millis(20), call).await;
+        assert!(given_up.is_err());
+        let reply = client.call("Test.Echo", &7).await.unwrap();
+        assert_eq!(reply.result::<u32>().unwrap(), 7);
+    });
+    served.gate.notify_one();
+}
+
+#[test]
+fn an_async_call_to_nobody_is_refused_at_once() {
+    let directory = Directory::new();
+    let path = directory.0.join("control.sock");
+    let mut client = AsyncClient::new(&path, Limits::REPLY);
+    let error = local(client.call("m", &())).unwrap_err();
+    assert_eq!(error.kind(), Kind::NotFound, "{error}");
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let error = local(client.call("m", &())).unwrap_err();
+    assert_eq!(error.kind(), Kind::Unavailable, "{error}");
 }
 
 #[test]
