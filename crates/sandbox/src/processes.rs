@@ -6,7 +6,7 @@
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use berm_plan::IdMap;
+use berm_plan::{HostShares, IdMap};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
@@ -53,16 +53,18 @@ impl Sandbox {
     /// `NotFound` for an unknown id; `FailedPrecondition` once it has ended; `DeadlineExceeded`.
     pub async fn processes(&self, id: &str) -> Result<Vec<ProcessEntry>, Error> {
         let pids = self.pids(id)?;
-        let uids = &self.0.ids.uids;
-        let look = |proc: BorrowedFd<'_>| list(proc, &pids, uids);
+        let (uids, shares) = (&self.0.ids.uids, self.0.shares);
+        let look = |proc: BorrowedFd<'_>| list(proc, &pids, uids, shares);
         self.0.aside(look).await
     }
 }
 
 /// What is there of these processes; those that end meanwhile are left out.
-fn list(proc: BorrowedFd<'_>, pids: &[Pid], uids: &IdMap) -> Vec<ProcessEntry> {
+fn list(proc: BorrowedFd<'_>, pids: &[Pid], uids: &IdMap, shares: HostShares) -> Vec<ProcessEntry> {
     let now = Now::read();
-    let seen = pids.iter().filter_map(|pid| Seen::read(proc, pid.pid));
+    let seen = pids
+        .iter()
+        .filter_map(|pid| Seen::read(proc, pid.pid, shares));
     let seen: Vec<_> = seen.collect();
     seen.iter().map(|s| s.process(&seen, uids, &now)).collect()
 }
@@ -161,14 +163,14 @@ impl Now {
 
 impl Seen {
     /// `None` for a process that ends meanwhile.
-    fn read(proc: BorrowedFd<'_>, host_pid: i32) -> Option<Self> {
+    fn read(proc: BorrowedFd<'_>, host_pid: i32, shares: HostShares) -> Option<Self> {
         let dir = ProcDir::open(proc, &host_pid.to_string())?;
         let mut seen = Self::parse_stat(&dir.text("stat", MAX_FILE)?)?;
         seen.host_pid = host_pid;
         let status = dir.text("status", MAX_FILE)?;
         seen.host_uid = field(&status, "Uid:")?.next()?.parse().ok()?;
-        seen.pid = innermost_pid(&status)?;
-        seen.threads = match threads(&dir) {
+        seen.pid = innermost_pid(&status, shares)?;
+        seen.threads = match threads(&dir, shares) {
             threads if threads.is_empty() => vec![seen.pid],
             threads => threads,
         };
@@ -212,7 +214,7 @@ impl Seen {
 }
 
 /// The threads' numbers inside; empty if there is only one.
-fn threads(dir: &ProcDir) -> Vec<i32> {
+fn threads(dir: &ProcDir, shares: HostShares) -> Vec<i32> {
     let Some(task) = ProcDir::open(dir, "task") else {
         return Vec::new();
     };
@@ -220,7 +222,10 @@ fn threads(dir: &ProcDir) -> Vec<i32> {
     if threads.len() < 2 {
         return Vec::new();
     }
-    let number = |tid: &i32| innermost_pid(&task.text(&format!("{tid}/status"), MAX_FILE)?);
+    let number = |tid: &i32| {
+        let status = task.text(&format!("{tid}/status"), MAX_FILE)?;
+        innermost_pid(&status, shares)
+    };
     threads.iter().filter_map(number).collect()
 }
 

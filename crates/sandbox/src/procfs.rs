@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 
+use berm_plan::HostShares;
 use rustix::fs::{Dir, Mode, OFlags, openat, readlinkat};
 
 /// Of `stat` and of `status`, whose lists of groups and CPUs may be long.
@@ -71,13 +72,19 @@ pub(crate) fn last(status: &str, key: &str) -> Option<i32> {
 }
 
 /// `NSpid:  4242  17  1`: the last number is the process's own namespace's. A process without
-/// a second number is none of a pod's.
-pub(crate) fn innermost_pid(status: &str) -> Option<i32> {
+/// a second number is one of the host's namespace: none of a pod's, unless the pod has that one.
+pub(crate) fn innermost_pid(status: &str, shares: HostShares) -> Option<i32> {
     let numbers: Vec<&str> = field(status, "NSpid:")?.collect();
     match numbers.as_slice() {
         [_, .., own] => own.parse().ok(),
+        [own] if shares.pid => own.parse().ok(),
         _ => None,
     }
+}
+
+/// How many PID namespaces a process is in.
+pub(crate) fn depth(status: &str) -> usize {
+    field(status, "NSpid:").map_or(0, Iterator::count)
 }
 
 /// Control characters as escapes: a pod's text must not move the cursor of who looks at it.
@@ -134,9 +141,20 @@ mod tests {
     }
 
     #[test]
-    fn the_innermost_pid_counts_and_a_process_of_the_host_has_none() {
-        assert_eq!(innermost_pid("Name:\tx\nNSpid:\t4242\t17\t1\n"), Some(1));
-        assert_eq!(innermost_pid("NSpid:\t4242\n"), None);
-        assert_eq!(innermost_pid(""), None);
+    fn the_innermost_pid_counts_and_a_process_of_the_host_has_none_unless_the_pod_shares_its_namespace()
+     {
+        let pid = |status, pid| {
+            let shares = HostShares {
+                pid,
+                ..HostShares::default()
+            };
+            innermost_pid(status, shares)
+        };
+        for shared in [false, true] {
+            assert_eq!(pid("Name:\tx\nNSpid:\t4242\t17\t1\n", shared), Some(1));
+            assert_eq!(pid("", shared), None);
+        }
+        assert_eq!(pid("NSpid:\t4242\n", false), None);
+        assert_eq!(pid("NSpid:\t4242\n", true), Some(4242));
     }
 }

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 
+use berm_plan::HostShares;
 use rustix::fs::{AtFlags, StatxFlags, statx};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::live::Sandbox;
 use crate::processes::{Now, inside};
-use crate::procfs::{MAX_FILE, ProcDir, Stat, escape, field, innermost_pid, last};
+use crate::procfs::{MAX_FILE, ProcDir, Stat, depth, escape, field, innermost_pid, last};
 
 /// Of arguments, of the environment and of the list of mappings of one process, in bytes.
 const MAX_LIST: u64 = 128 << 10;
@@ -175,11 +176,12 @@ impl Sandbox {
     /// what only it can give.
     pub async fn procfs_dump(&self) -> Result<Vec<ProcessDump>, Error> {
         let all = self.pids_of_all()?;
-        let ids = &self.0.ids;
+        let (ids, shares) = (&self.0.ids, self.0.shares);
         let look = |proc: BorrowedFd<'_>| {
             let mut dumper = Dumper {
                 proc,
                 ids,
+                shares,
                 now: Now::read(),
                 values: MAX_VALUES,
                 bytes: MAX_BYTES,
@@ -215,6 +217,7 @@ impl Sandbox {
 struct Dumper<'a> {
     proc: BorrowedFd<'a>,
     ids: &'a berm_plan::Ids,
+    shares: HostShares,
     now: Now,
     /// Left of the bounds.
     values: usize,
@@ -241,7 +244,8 @@ impl Dumper<'_> {
         let parent = stat.field::<i32>(4).unwrap_or(0).to_string();
         let parent = ProcDir::open(self.proc, &parent).and_then(|dir| dir.text("status", MAX_FILE));
         dump.status.ppid = parent
-            .and_then(|status| innermost_pid(&status))
+            .filter(|parent| depth(parent) == depth(&status))
+            .and_then(|parent| innermost_pid(&parent, self.shares))
             .unwrap_or(0);
         self.texts(&dir, &mut dump);
         self.tables(&dir, &mut dump);
@@ -261,7 +265,7 @@ impl Dumper<'_> {
         let kib = |key| field(status, key).and_then(|mut words| words.next()?.parse().ok());
         Some(StatusDump {
             comm: escape(name),
-            pid: innermost_pid(status)?,
+            pid: innermost_pid(status, self.shares)?,
             ppid: 0,
             uid: three("Uid:", &self.ids.uids)?,
             gid: three("Gid:", &self.ids.gids)?,
@@ -487,6 +491,7 @@ mod tests {
         let ids = berm_plan::Ids::default();
         let proc = std::fs::File::open("/proc").unwrap();
         let mut dumper = Dumper {
+            shares: HostShares::default(),
             proc: std::os::fd::AsFd::as_fd(&proc),
             ids: &ids,
             now: Now::read(),

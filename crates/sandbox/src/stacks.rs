@@ -3,6 +3,8 @@
 use std::fmt::Write;
 use std::os::fd::BorrowedFd;
 
+use berm_plan::HostShares;
+
 use crate::error::Error;
 use crate::live::Sandbox;
 use crate::procfs::{MAX_FILE, ProcDir, Stat, escape, innermost_pid};
@@ -26,6 +28,7 @@ impl Sandbox {
             containers.push((self.state_of(&id)?, id));
         }
         let all = self.pids_of_all()?;
+        let shares = self.0.shares;
         let look = |proc: BorrowedFd<'_>| {
             let mut text = String::new();
             for (state, id) in &containers {
@@ -36,7 +39,7 @@ impl Sandbox {
                     &format!("container {id} ({state}), processes: {}", pids.len()),
                 );
                 for pid in pids {
-                    process(&mut text, proc, pid);
+                    process(&mut text, proc, pid, shares);
                 }
             }
             text
@@ -61,29 +64,30 @@ fn line(text: &mut String, line: &str) {
 }
 
 /// A process that ends meanwhile says nothing.
-fn process(text: &mut String, proc: BorrowedFd<'_>, host_pid: i32) {
+fn process(text: &mut String, proc: BorrowedFd<'_>, host_pid: i32, shares: HostShares) {
     let Some(dir) = ProcDir::open(proc, &host_pid.to_string()) else {
         return;
     };
     let status = dir.text("status", MAX_FILE).unwrap_or_default();
-    let (Some(pid), Some(task)) = (innermost_pid(&status), ProcDir::open(&dir, "task")) else {
+    let (Some(pid), Some(task)) = (innermost_pid(&status, shares), ProcDir::open(&dir, "task"))
+    else {
         return;
     };
     let stat = dir.text("stat", MAX_FILE).unwrap_or_default();
     let name = Stat::parse(&stat).map_or_else(String::new, |stat| escape(stat.name));
     line(text, &format!("  process {pid} (host {host_pid}) {name:?}"));
     for tid in task.numbers(MAX_THREADS) {
-        thread(text, &task, tid);
+        thread(text, &task, tid, shares);
     }
 }
 
-fn thread(text: &mut String, task: &ProcDir, host_tid: i32) {
+fn thread(text: &mut String, task: &ProcDir, host_tid: i32, shares: HostShares) {
     let Some(dir) = ProcDir::open(task, &host_tid.to_string()) else {
         return;
     };
     let status = dir.text("status", MAX_FILE).unwrap_or_default();
     let stat = dir.text("stat", MAX_FILE).unwrap_or_default();
-    let (Some(tid), Some(stat)) = (innermost_pid(&status), Stat::parse(&stat)) else {
+    let (Some(tid), Some(stat)) = (innermost_pid(&status, shares), Stat::parse(&stat)) else {
         return;
     };
     let word = |file: &str| {

@@ -6,6 +6,7 @@ use berm_testkit::cases::Case;
 use serde_json::{Value, json};
 
 use crate::control::{Client, golden};
+use crate::host::without;
 use crate::world::{Pod, world};
 
 pub(crate) const CASES: &[Case] = berm_testkit::cases![
@@ -13,6 +14,7 @@ pub(crate) const CASES: &[Case] = berm_testkit::cases![
     procfs_dump_names_what_it_leaves_out,
     ps_is_a_table_of_every_process_of_the_pod,
     stacks_tell_what_every_thread_waits_for,
+    processes_of_a_host_pid_pod_are_told_by_the_hosts_numbers,
     debug_calls_refuse_what_they_do_not_know,
 ];
 
@@ -189,6 +191,53 @@ fn stacks_tell_what_every_thread_waits_for() {
         assert!(of.contains("pipe_read") && of.contains("state S"), "{of}");
         assert!(text.contains(&format!("container {} (running), processes: 1", pod.id())));
         c.end().await;
+    });
+}
+
+fn processes_of_a_host_pid_pod_are_told_by_the_hosts_numbers() {
+    world(async |w| {
+        let pod = w.pod_with(without(&["pid"])).await;
+        let script = "sleep 1000 & echo ready; wait";
+        let mut c = pod.sh(script).shared_pidns().run().await;
+        assert_eq!(c.line().await, "ready");
+        let nested = pod.container(&["/bin/sleep", "2000"]).run().await;
+        let list = result(&pod, "containerManager.Processes", json!(c.id)).await;
+        let list = list.as_array().unwrap();
+        assert_eq!(list.len(), 2, "{list:?}");
+        for process in list {
+            assert_eq!(process["pid"], process["host_pid"]);
+        }
+        assert_eq!(list[0]["pid"], c.pid);
+        assert_eq!(
+            (&list[1]["ppid"], &list[1]["cmd"]),
+            (&json!(c.pid), &json!("sleep 1000"))
+        );
+        let list = result(&pod, "containerManager.Processes", json!(nested.id)).await;
+        assert_eq!(
+            (&list[0]["pid"], &list[0]["host_pid"]),
+            (&json!(1), &json!(nested.pid))
+        );
+        let dump = result(&pod, "containerManager.ProcfsDump", Value::Null).await;
+        let of = |pid: i32| {
+            let mut all = dump.as_array().unwrap().iter();
+            all.find(|p| p["host_pid"] == pid).unwrap()["status"].clone()
+        };
+        let own = std::process::id();
+        assert_eq!(
+            (&of(c.pid)["pid"], &of(c.pid)["ppid"]),
+            (&json!(c.pid), &json!(own))
+        );
+        // Its parent is in a namespace that it does not see.
+        assert_eq!(
+            (&of(nested.pid)["pid"], &of(nested.pid)["ppid"]),
+            (&json!(1), &json!(0))
+        );
+        let stacks = result(&pod, "debug.Stacks", Value::Null).await;
+        let process = format!("process {0} (host {0}) \"sh\"", c.pid);
+        assert!(stacks.as_str().unwrap().contains(&process), "{stacks}");
+        c.end().await;
+        nested.end().await;
+        pod.end().await;
     });
 }
 

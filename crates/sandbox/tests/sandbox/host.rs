@@ -29,7 +29,7 @@ pub(crate) const CASES: &[Case] = berm_testkit::cases![
 const SLEEP: [&str; 2] = ["/bin/sleep", "1000"];
 
 /// Drops entries of `linux.namespaces`.
-fn without(types: &'static [&'static str]) -> impl Fn(&mut Value) {
+pub(crate) fn without(types: &'static [&'static str]) -> impl Fn(&mut Value) {
     move |spec| {
         let list = spec["linux"]["namespaces"].as_array_mut().unwrap();
         list.retain(|entry| !types.iter().any(|name| entry["type"] == *name));
