@@ -52,7 +52,7 @@ mod unbuilt;
 
 pub use asked::{capability_names, dead_capabilities};
 pub use attributes::Attributes;
-pub use berm_seccomp::Survey;
+pub use berm_seccomp::{Survey, syscall_name};
 pub use container::{
     ContainerFacts, ContainerPlan, ExecBase, ExecPlan, HostShares, PidNs, PodNamespaces, container,
 };

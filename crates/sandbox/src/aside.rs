@@ -27,14 +27,15 @@ pub(crate) struct Aside {
 }
 
 impl Aside {
-    /// Begins it: `spawn` gets the child's end of the channel and gives the child's pidfd.
+    /// Begins `what`: `spawn` gets the child's end of the channel and gives the child's pidfd.
     /// # Errors
     /// The errno of socketpair(2) or fork(2).
     pub(crate) fn begin(
+        what: &'static str,
         deadline: Duration,
         spawn: impl FnOnce(BorrowedFd<'_>) -> Result<OwnedFd, berm_stage::Error>,
     ) -> Result<Self, Error> {
-        let (stage, child_end) = Stage::new(deadline)?;
+        let (stage, child_end) = Stage::new(what, deadline)?;
         let child = Forked::new(spawn(child_end.as_fd())?);
         Ok(Self { stage, child })
     }
@@ -83,7 +84,7 @@ impl Live {
                 })
         };
         let deadline = DEADLINE.min(self.host.config.stage_deadline);
-        let looking = Aside::begin(deadline, |report| {
+        let looking = Aside::begin("Look", deadline, |report| {
             berm_stage::spawn_aside("Aside", report, &[proc, answer.as_fd()], act)
         })?;
         looking.end_well("Aside").await?;

@@ -51,7 +51,7 @@ impl Sandbox {
         let until = Instant::now() + DEADLINE;
         let writing = task.with_cgroup(|cgroup| {
             cgroup.may_write_control_file(controller, name)?;
-            Aside::begin(deadline, |report| {
+            Aside::begin("WriteCgroup", deadline, |report| {
                 let act = || Ok(cgroup.write_control_file(controller, name, value, until)?);
                 berm_stage::spawn_aside("Aside", report, &cgroup.descriptors(), act)
             })

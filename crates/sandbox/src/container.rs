@@ -113,7 +113,7 @@ impl Sandbox {
             (cgroup.tasks()?, cgroup.birthplace())
         };
         let donated = std::mem::take(&mut args.donated).lift()?;
-        let (mut stage, child_end) = Stage::new(live.host.config.stage_deadline)?;
+        let (mut stage, child_end) = Stage::new("Create", live.host.config.stage_deadline)?;
         let child_end = donated.lift(child_end)?;
         let job = Job {
             steps: &plan.steps,

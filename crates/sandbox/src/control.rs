@@ -59,6 +59,7 @@ use tokio::time::timeout;
 use crate::api::Status;
 use crate::error::Error;
 use crate::live::{Live, Sandbox};
+use crate::open_calls::OpenCall;
 use crate::process::Child;
 use crate::task::Process;
 
@@ -102,6 +103,7 @@ impl From<Error> for CallError {
 
 impl Dispatch for Control {
     async fn call(&self, method: &str, arg: Value, fds: Vec<OwnedFd>) -> Result<Reply, CallError> {
+        let _open = OpenCall::begin(format!("control {}", described(method, &arg)));
         let sandbox = self.live.upgrade().map(Sandbox);
         let ended = || CallError::new(ErrorKind::Unavailable, "the sandbox has ended");
         let sandbox = sandbox.ok_or_else(ended)?;
@@ -126,6 +128,16 @@ impl Dispatch for Control {
         };
         answered.unwrap_or_else(|| Err(later::refusal(method)))
     }
+}
+
+/// A method, and the container that it is about.
+fn described(method: &str, arg: &Value) -> String {
+    let keys = ["CID", "ContainerID"];
+    let id = arg
+        .as_str()
+        .or_else(|| keys.iter().find_map(|key| arg.get(key)?.as_str()));
+    let text = format!("{method} {}", id.unwrap_or_default());
+    text.trim_end().chars().take(256).collect()
 }
 
 /// What a receiver says to a method; `None` if it has none of that name.

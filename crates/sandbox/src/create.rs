@@ -149,7 +149,7 @@ impl Sandbox {
     /// Moves devices of the node into the sandbox's network namespace.
     async fn take_net_devices(&self, devices: &[NetDevice]) -> Result<(), Error> {
         let live = &self.0;
-        let moving = Aside::begin(live.host.config.stage_deadline, |report| {
+        let moving = Aside::begin("NetDevices", live.host.config.stage_deadline, |report| {
             berm_stage::spawn_net_devices(live.pod(), live.host.proc.as_fd(), devices, report)
         })?;
         moving.end_well("NetDevices").await
@@ -158,7 +158,7 @@ impl Sandbox {
     /// Mounts a whole `/proc` in the sandbox's mount namespace.
     async fn mount_proc(&self) -> Result<(), Error> {
         let live = &self.0;
-        let mounting = Aside::begin(live.host.config.stage_deadline, |report| {
+        let mounting = Aside::begin("MountProc", live.host.config.stage_deadline, |report| {
             let pidns = live.born_in(live.pidns.as_fd());
             berm_stage::spawn_sandbox_proc(pidns, live.pod(), report)
         })?;
@@ -366,7 +366,7 @@ impl Making {
     }
 
     async fn clone_init(&self, host: &Host, args: &Args, plan: &PodPlan) -> Result<Cloned, Error> {
-        let (stage, child_end) = Stage::new(host.config.stage_deadline)?;
+        let (stage, child_end) = Stage::new("Sandbox", host.config.stage_deadline)?;
         let tasks = self.cgroup.as_ref().map_or(Ok(Vec::new()), Cgroup::tasks)?;
         let birthplace = self.cgroup.as_ref().and_then(Cgroup::birthplace);
         let job = SandboxJob {

@@ -200,7 +200,7 @@ impl Live {
             // Nothing else runs between the check and here.
             let _: Result<(), _> = inside.filter.set(Filter::of(steps)?);
         }
-        let (stage, child_end) = Stage::new(self.host.config.stage_deadline)?;
+        let (stage, child_end) = Stage::new("Exec", self.host.config.stage_deadline)?;
         let child_end = donated.lift(child_end)?;
         let job = Job {
             steps,

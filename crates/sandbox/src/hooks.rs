@@ -119,7 +119,7 @@ impl Live {
 
     async fn run_on_host(&self, hook: &Hook, cwd: &Path, state: &str) -> Result<(), Error> {
         let (streams, stdio) = Streams::new(state)?;
-        let (stage, child_end) = Stage::new(self.host.config.stage_deadline)?;
+        let (stage, child_end) = Stage::new("Hook", self.host.config.stage_deadline)?;
         let forked = {
             let job = job(hook, cwd, &stdio, &child_end, None)?;
             Forked::new(berm_stage::spawn_hook(None, &job)?)
@@ -130,7 +130,7 @@ impl Live {
 
     async fn run_inside(&self, hook: &Hook, at: &Gated<'_>, state: &str) -> Result<(), Error> {
         let (streams, stdio) = Streams::new(state)?;
-        let (stage, child_end) = Stage::new(self.host.config.stage_deadline)?;
+        let (stage, child_end) = Stage::new("HookInside", self.host.config.stage_deadline)?;
         let tasks = at.cgroup.tasks()?;
         let pidns = namespace::open(at.init.pid()?, "pid")?;
         let forked = {

@@ -78,7 +78,7 @@ impl Live {
             _ => "created",
         };
         let state = agent.json(status, init, pid);
-        let handing = Aside::begin(self.host.config.stage_deadline, |report| {
+        let handing = Aside::begin("Listener", self.host.config.stage_deadline, |report| {
             berm_stage::spawn_listener(&ListenerJob {
                 report,
                 path: &agent.path,

@@ -68,7 +68,7 @@ impl Logger {
         deadline: Duration,
     ) -> Result<Self, Error> {
         let path = args.path().clone();
-        let (stage, child_end) = Stage::new(deadline)?;
+        let (stage, child_end) = Stage::new("Logger", deadline)?;
         let (ready, said) = pipe_with(PipeFlags::CLOEXEC).map_err(call("pipe2()"))?;
         let [out, err] = &streams;
         let job = LoggerJob {

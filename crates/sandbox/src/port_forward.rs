@@ -78,7 +78,7 @@ impl Live {
             return Err(Error::SandboxGone { id });
         }
         let netns = namespace::open(self.record.pid, "net")?;
-        let connecting = Aside::begin(PATIENCE * 2, |report| {
+        let connecting = Aside::begin("Connect", PATIENCE * 2, |report| {
             berm_stage::spawn_connect(report, netns.as_fd(), port, PATIENCE)
         })?;
         let socket = connecting.end().await?.socket;

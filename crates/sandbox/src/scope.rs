@@ -50,7 +50,7 @@ impl Host {
 
     async fn start_scope(&self, unit: &Unit, limits: &Resources) -> Result<Holder, Error> {
         let deadline = self.config.stage_deadline;
-        let (stage, child_end) = Stage::new(deadline)?;
+        let (stage, child_end) = Stage::new("StartScope", deadline)?;
         let until = std::time::Instant::now() + deadline;
         let child = berm_stage::spawn_scope(child_end.as_fd(), unit, limits, until)?;
         let child = Forked::new(child);
@@ -70,7 +70,7 @@ impl Host {
 /// Has systemd end and forget a scope; one that is gone is fine.
 pub(crate) async fn stop(unit: &Unit, deadline: Duration) -> Result<(), Error> {
     let until = std::time::Instant::now() + deadline;
-    let stopping = Aside::begin(deadline, |report| {
+    let stopping = Aside::begin("StopScope", deadline, |report| {
         berm_stage::spawn_scope_stop(report, unit, until)
     })?;
     stopping.end().await.map(drop)

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::error::{Error, call, io};
 use crate::exits::ASK_AGAIN;
+use crate::open_calls::OpenCall;
 use crate::polled::{Polled, poll};
 use crate::process::{Child, SIGKILL, pid_of, signal};
 
@@ -24,6 +25,7 @@ pub(crate) struct Stage {
     /// Room for the pidfd of what the child clones: at the limit of descriptors the kernel drops
     /// one that is handed over, and nobody could reap that process. Given up when it came.
     spare: RefCell<Option<OwnedFd>>,
+    _open: OpenCall,
 }
 
 /// What a stage child handed over before it was done.
@@ -46,8 +48,9 @@ pub(crate) struct Outcome {
 }
 
 impl Stage {
-    /// A new channel and the child's end of it, to be dropped once the child is forked.
-    pub(crate) fn new(deadline: Duration) -> Result<(Self, OwnedFd), Error> {
+    /// A new channel and the child's end of it, to be dropped once the child is forked; `what` says
+    /// what the child is for.
+    pub(crate) fn new(what: &'static str, deadline: Duration) -> Result<(Self, OwnedFd), Error> {
         let (gate, child) = berm_stage::channel().map_err(call("socketpair()"))?;
         let spare = spare(gate.as_fd())?;
         let gate = poll(gate)?;
@@ -57,6 +60,7 @@ impl Stage {
                 deadline,
                 until: Instant::now() + deadline,
                 spare: RefCell::new(Some(spare)),
+                _open: OpenCall::begin(format!("stage {what}")),
             },
             child,
         ))

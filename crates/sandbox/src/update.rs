@@ -49,7 +49,7 @@ impl Sandbox {
 async fn write_limits(task: &Task, limits: &Resources, deadline: Duration) -> Result<(), Error> {
     let until = Instant::now() + deadline;
     let writing = task.with_cgroup(|cgroup| {
-        Aside::begin(deadline, |report| {
+        Aside::begin("Update", deadline, |report| {
             let act = || Ok(cgroup.update(limits, until)?);
             berm_stage::spawn_aside("Update", report, &cgroup.descriptors(), act)
         })

@@ -43,3 +43,4 @@ pub use error::Error;
 pub use insn::{Insn, fingerprint};
 pub use profile::{Action, ArgCmp, Flags, Op, Profile, Rule};
 pub use survey::{Survey, survey};
+pub use syscalls::syscall_name;

@@ -68,6 +68,20 @@ impl Syscall {
     }
 }
 
+/// The name of a system call that a process of this machine is in, by its number as the kernel
+/// tells it (`/proc/<pid>/syscall`); `is_32_bit`: the process is a 32-bit one. `None` for a number
+/// without a name.
+pub fn syscall_name(number: u32, is_32_bit: bool) -> Option<&'static str> {
+    let arch = match (Arch::native()?, is_32_bit) {
+        (Arch::X86_64, false) if number & X32_BIT != 0 => Arch::X32,
+        (Arch::X86_64, true) => Arch::X86,
+        (Arch::Aarch64, true) => Arch::Arm,
+        (native, _) => native,
+    };
+    let mut all = named_on(arch);
+    all.find_map(|(name, known)| (known == number).then_some(name))
+}
+
 /// Every system call of an architecture with its number, by name.
 pub(crate) fn named_on(arch: Arch) -> impl Iterator<Item = (&'static str, u32)> {
     let numbered = move |(name, numbers): &'static (&'static str, [u32; 5])| {
@@ -174,5 +188,24 @@ mod tests {
                 assert_eq!(ours, Some(nr), "{name} on {arch:?}");
             }
         }
+    }
+
+    #[test]
+    fn every_number_of_this_machine_has_its_name() {
+        let native = Arch::native().unwrap();
+        for name in [
+            "read",
+            "futex",
+            "clone3",
+            "listmount",
+            "execve",
+            "pidfd_open",
+        ] {
+            let number = Syscall::named(name).unwrap().number(native).unwrap();
+            assert_eq!(syscall_name(number, false), Some(name));
+        }
+        assert_eq!(syscall_name(100_000, false), None);
+        // exit(2) has the number 1 in both 32-bit tables.
+        assert_eq!(syscall_name(1, true), Some("exit"));
     }
 }

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use berm_sandbox::{Phases, Timed};
+use berm_sandbox::{OpenCall, Phases, Timed};
 use containerd_shim_protos::api::{
     CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
     CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest,
@@ -90,6 +90,12 @@ impl About {
             container: container.to_owned(),
             exec: exec.to_owned(),
         }
+    }
+
+    /// For who looks for a call that hangs.
+    fn described(&self) -> String {
+        let text = format!("Task.{} {} {}", self.call, self.container, self.exec);
+        text.trim_end().to_owned()
     }
 
     /// As what its length is counted.
@@ -164,9 +170,11 @@ impl TaskService {
         let (mut answer, answered) = oneshot::channel();
         let call: Call = Box::new(move |pod| {
             let begun = Instant::now();
+            let open = OpenCall::begin(about.described());
             let watched = about.timed().map(|timed| (timed, Rc::clone(&pod)));
             let running = Phases::of(run(pod));
             spawn_local(async move {
+                let _open = open;
                 let (result, phases) = if about.sort == Sort::Wait {
                     tokio::select! {
                         biased;

@@ -14,6 +14,7 @@ pub(crate) const CASES: &[Case] = berm_testkit::cases![
     procfs_dump_names_what_it_leaves_out,
     ps_is_a_table_of_every_process_of_the_pod,
     stacks_tell_what_every_thread_waits_for,
+    stacks_tell_which_calls_are_open_and_what_their_stage_children_wait_for,
     processes_of_a_host_pid_pod_are_told_by_the_hosts_numbers,
     debug_calls_refuse_what_they_do_not_know,
 ];
@@ -175,8 +176,7 @@ fn stacks_tell_what_every_thread_waits_for() {
                 .split("container ")
                 .find(|part| part.starts_with(&c.id));
             let of = of.unwrap_or_else(|| panic!("{text}")).to_owned();
-            // read(2) of file 0, by x86_64's number or by that of the other architectures.
-            if of.contains("system call 0 0x0 ") || of.contains("system call 63 0x0 ") {
+            if of.contains("system call read(0x0, 0x") {
                 break (text, of);
             }
         };
@@ -191,6 +191,67 @@ fn stacks_tell_what_every_thread_waits_for() {
         assert!(of.contains("pipe_read") && of.contains("state S"), "{of}");
         assert!(text.contains(&format!("container {} (running), processes: 1", pod.id())));
         c.end().await;
+    });
+}
+
+fn stacks_tell_which_calls_are_open_and_what_their_stage_children_wait_for() {
+    world(async |w| {
+        let pod = w.pod().await;
+        let stacks = async || {
+            let text = result(&pod, "debug.Stacks", Value::Null).await;
+            text.as_str().unwrap().to_owned()
+        };
+        let text = stacks().await;
+        let own = std::process::id();
+        // The call itself, and the child that it looks with.
+        assert!(
+            text.starts_with(&format!("shim (host {own}), open calls: ")),
+            "{text}"
+        );
+        assert!(text.contains(" s control debug.Stacks\n"), "{text}");
+        assert!(!text.contains("stage Create"), "{text}");
+        // A hook that does not end holds up its container's creation.
+        let fifo = w.dir("fifo").join("fifo");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &fifo,
+            rustix::fs::FileType::Fifo,
+            0o600.into(),
+            0,
+        )
+        .unwrap();
+        let script = format!("exec /bin/cat {}", fifo.display());
+        let hook = json!([{"path": "/bin/sh", "args": ["sh", "-c", script]}]);
+        let c = pod
+            .container(&["/bin/sleep", "1000"])
+            .set("/hooks/createRuntime", hook);
+        let creating = c.create();
+        let looking = async {
+            loop {
+                let text = stacks().await;
+                if text.contains(" s stage Create\n")
+                    && text.contains(" s stage Hook\n")
+                    && text.contains("\"cat\"")
+                    && text.contains("system call openat(")
+                {
+                    break text;
+                }
+            }
+        };
+        let finish = async {
+            let text = looking.await;
+            drop(std::fs::OpenOptions::new().write(true).open(&fifo).unwrap());
+            text
+        };
+        let (made, text) = tokio::join!(creating, finish);
+        let made = made.unwrap();
+        assert!(text.contains("waits in "), "{text}");
+        made.delete().await.unwrap();
+        let text = stacks().await;
+        assert!(
+            !text.contains("stage Create") && !text.contains("stage Hook"),
+            "{text}"
+        );
     });
 }
 
