@@ -26,6 +26,7 @@
 //! | `containerManager.Checkpoint`, `Restore`, `CreateTraceSession`, `DeleteTraceSession`, `ListTraceSessions`, `Profile.*` | `NotSupported`: a later release |
 //! | `Metrics.GetRegisteredMetrics` | `{}` → what was registered at birth |
 //! | `Metrics.Export` | `{"only_metrics"}`, a regular expression → the figures of now |
+//! | `berm.Events` | `null` or `{"CID"}`, and the write end of a pipe → `{}`; then a line of JSON in the pipe for each event, until the end |
 //! | `berm.State` | `null` → every container with its state in the words of the OCI spec |
 //!
 //! A PID in an argument, and the one that `ExecuteAsync` gives back, is the host's: gVisor's are
@@ -36,6 +37,7 @@
 mod cgroups;
 mod debug;
 mod event;
+mod events;
 mod execute;
 mod later;
 mod logging;
@@ -123,7 +125,7 @@ impl Dispatch for Control {
                 };
                 Some(stacks.await)
             }
-            "berm" => sandbox.control_berm(name, arg),
+            "berm" => sandbox.control_berm(name, arg, fds),
             _ => None,
         };
         answered.unwrap_or_else(|| Err(later::refusal(method)))
@@ -184,11 +186,12 @@ impl Control {
 }
 
 impl Sandbox {
-    fn control_berm(&self, name: &str, arg: Value) -> Answer {
-        (name == "State").then(|| {
-            nothing(arg)?;
-            states(self)
-        })
+    fn control_berm(&self, name: &str, arg: Value, fds: Vec<OwnedFd>) -> Answer {
+        match name {
+            "State" => Some(nothing(arg).and_then(|()| states(self))),
+            "Events" => Some(self.control_events(arg, fds)),
+            _ => None,
+        }
     }
 
     async fn control_cgroup_files(self, name: &str, arg: Value) -> Answer {

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use crate::api::{Args, Event};
 use crate::aside::Aside;
 use crate::error::{Error, call};
+use crate::events::Listeners;
 use crate::exits::undo_cgroup;
 use crate::host::Host;
 use crate::ids::{self, Range};
@@ -440,6 +441,7 @@ impl Making {
             oom_around: RefCell::new(None),
             pauses: Pauses::default(),
             forwards: Rc::new(()),
+            listeners: Listeners::default(),
             root: !plan.pause,
             hostname: plan.hostname.clone(),
             domainname: plan.domainname.clone(),

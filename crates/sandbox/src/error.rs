@@ -137,6 +137,10 @@ pub enum Error {
     NoTargets,
     #[error("no unix stream socket: of that kind is the one that a port is forwarded to")]
     NoStream,
+    #[error("no write end of a pipe: events are written to one")]
+    NoPipe,
+    #[error("{max} listeners are told the sandbox's events already")]
+    TooManyListeners { max: usize },
     #[error("{max} connections are forwarded to the pod already")]
     TooManyForwards { max: usize },
     #[error("{what} did not end within {} s", .after.as_secs())]
@@ -172,6 +176,7 @@ impl Error {
             | Self::IdsExhausted { .. }
             | Self::TooMuch { .. }
             | Self::TooManyForwards { .. }
+            | Self::TooManyListeners { .. }
             | Self::TooManyProcesses { .. }
             | Self::LoggerNotReady { .. } => Kind::Unavailable,
             Self::ContainerExists { .. } | Self::ExecExists { .. } | Self::SandboxExists { .. } => {
@@ -191,6 +196,7 @@ impl Error {
             | Self::PodPaused { .. }
             | Self::PodNotPaused { .. } => Kind::FailedPrecondition,
             Self::NoStream
+            | Self::NoPipe
             | Self::LongValue { .. }
             | Self::PassFile { .. }
             | Self::BadSignal { .. }

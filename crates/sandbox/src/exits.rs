@@ -39,6 +39,7 @@ impl Sandbox {
                 live.keep_stats(&task);
                 live.end_task(&task, ended);
             }
+            live.end_listeners();
             live.release_if_empty();
         });
     }

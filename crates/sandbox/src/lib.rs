@@ -42,6 +42,7 @@ mod create;
 mod delete;
 mod donated;
 mod error;
+mod events;
 mod exec;
 mod exits;
 mod explain;

@@ -11,6 +11,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::api::Event;
 use crate::error::Error;
+use crate::events::Listeners;
 use crate::host::Host;
 use crate::metrics::Counts;
 use crate::oom::Around;
@@ -59,6 +60,8 @@ pub(crate) struct Live {
     pub(crate) pauses: Pauses,
     /// Held by each connection that is forwarded to the pod.
     pub(crate) forwards: Rc<()>,
+    /// Who is told the events beside the owner.
+    pub(crate) listeners: Listeners,
     /// A pod of one: it ends with its container.
     pub(crate) root: bool,
     pub(crate) hostname: Option<String>,
@@ -114,6 +117,7 @@ impl Live {
             let pause = (!self.root).then_some(self.record.id.as_str());
             counts.count(&event, pause);
         }
+        self.tell_listeners(&event);
         // Nobody listens any more: the shim is on its way out.
         if self.events.send(event).is_err() {
             log::debug!("call=Event result=NotFound");

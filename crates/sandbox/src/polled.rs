@@ -11,10 +11,17 @@ use crate::error::{Error, io};
 /// # Errors
 /// The errno of epoll_ctl(2).
 pub(crate) fn poll<T: AsFd>(value: T) -> Result<AsyncFd<Polled<T>>, Error> {
+    poll_for(value, Interest::READABLE)
+}
+
+/// The same for another direction.
+/// # Errors
+/// The errno of epoll_ctl(2).
+pub(crate) fn poll_for<T: AsFd>(value: T, interest: Interest) -> Result<AsyncFd<Polled<T>>, Error> {
     // Deprecated for values that give another number each time; its successor is unsafe. Every
     // value here owns its descriptor and never changes it.
     #[allow(deprecated)]
-    AsyncFd::with_interest(Polled(value), Interest::READABLE).map_err(io("epoll_ctl()"))
+    AsyncFd::with_interest(Polled(value), interest).map_err(io("epoll_ctl()"))
 }
 
 /// A value whose descriptor is polled: the runtime asks for the number.

@@ -19,6 +19,7 @@ mod dead;
 mod debug;
 mod device_rootfs;
 mod devices;
+mod events;
 mod figures;
 mod hooks;
 mod host;
@@ -108,6 +109,7 @@ fn main() -> ExitCode {
         control_files::CASES,
         logging::CASES,
         debug::CASES,
+        events::CASES,
         figures::CASES,
         metrics::CASES,
         crash::CASES,
