@@ -1,4 +1,6 @@
-//! `berm events`: figures of a container, again and again.
+//! `berm events`: figures of a container, again and again, and what happens meanwhile.
+
+mod follow;
 
 use berm_sandbox::Config;
 use serde_json::Value;
@@ -6,24 +8,49 @@ use serde_json::Value;
 use crate::error::{Error, errno};
 use crate::find::Target;
 
-/// Prints the figures of a container, one line of JSON each time, with the keys of runc
+/// Prints what happens in a pod, and the figures of its containers
 ///
-/// One line every few seconds until the container ends or the reader goes; with --stats one
-/// line. The id of a pod with several containers prints a line for each.
+/// With -f: containers and execs that are created, started, paused, resumed, out of memory, exited,
+/// deleted, as it happens, and every few seconds what each container uses. It ends with the
+/// sandbox, or with the container that was named; without an id it tells of every sandbox of the
+/// node, of those to come too. Times are UTC. A reader that is too slow loses the oldest events,
+/// and is told how many.
+///
+/// Without -f: as `runc events`, one line of JSON with the figures every few seconds until the
+/// container ends, or once with --stats.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// Id of a sandbox or container, or its beginning; or a pod: NAME or NAMESPACE/NAME
-    id: String,
+    #[arg(required_unless_present = "follow")]
+    id: Option<String>,
+    /// Tell what happens as it happens, of one pod or of all
+    #[arg(long, short)]
+    follow: bool,
     /// Print the figures once and end
-    #[arg(long)]
+    #[arg(long, conflicts_with = "follow")]
     stats: bool,
-    /// Seconds between two lines
+    /// Seconds between two lines of figures
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=3600))]
     interval: u32,
+    /// Print one JSON object a line; figures without -f always are
+    #[arg(long)]
+    json: bool,
 }
 
+const EXAMPLES: &str = "\
+Examples:
+  berm events -f                       what happens on this node
+  berm events -f shop/web --interval 1
+  berm events -f --json shop/web | jq 'select(.type == \"exited\")'
+  berm events --stats 3f2a";
+
 pub(crate) fn main(args: &Args, config: &Config) -> Result<(), Error> {
-    let target = Target::find(config, &args.id)?;
+    if args.follow {
+        return follow::main(args, config);
+    }
+    let name = args.id.as_deref().unwrap_or_default();
+    let target = Target::find(config, name)?;
     let ids = match &target.container {
         Some(id) => vec![id.clone()],
         None => target.pod.containers.iter().map(|c| c.id.clone()).collect(),

@@ -2,13 +2,13 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpStream;
-use std::process::Stdio;
+use std::process::{Child, ChildStdout, Stdio};
 use std::time::Instant;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::world::{SOON, World, berm, code, json, output, text};
+use crate::world::{SOON, World, berm, code, json, output, ready, text};
 
 /// What a command that failed with 1 said.
 fn refusal(args: &[&str]) -> String {
@@ -104,6 +104,12 @@ fn debug_tells_states_stacks_and_what_proc_says() {
         "{people}"
     );
     assert!(people.contains("sleep"), "{people}");
+    // The process that runs the sandbox is at work for this call.
+    let shim = format!("shim (host {}), open calls: ", run.id());
+    assert!(
+        people.contains(&shim) && people.contains(" control debug.Stacks"),
+        "{people}"
+    );
     let all = json(&["debug", name, "--json"]);
     assert_eq!(all["containers"][0]["status"], "running");
     let proc = json(&["debug", name, "--proc"]);
@@ -160,5 +166,82 @@ fn what_a_sandbox_cannot_do_is_said_by_name() {
             "{verb}"
         );
     }
+    assert_eq!(world.end(run), 137);
+}
+
+/// `berm events -f` with these arguments, and its lines.
+fn follow(args: &[&str]) -> (Child, BufReader<ChildStdout>) {
+    let args = [&["events", "-f"], args].concat();
+    let mut child = berm(&args).stdout(Stdio::piped()).spawn().unwrap();
+    let out = BufReader::new(child.stdout.take().unwrap());
+    (child, out)
+}
+
+/// Reads on until a line is `wanted`.
+fn until(out: &mut BufReader<ChildStdout>, wanted: impl Fn(&str) -> bool) -> String {
+    let mut seen = String::new();
+    loop {
+        assert!(!out.buffer().is_empty() || ready(out.get_ref()), "{seen}");
+        let mut line = String::new();
+        assert_ne!(out.read_line(&mut line).unwrap(), 0, "{seen}");
+        if wanted(&line) {
+            return line;
+        }
+        seen += &line;
+    }
+}
+
+#[test]
+fn events_are_followed_as_json_until_the_sandbox_ends() {
+    let world = World::new();
+    let name = world.name.as_str();
+    let run = world.background("exec sleep 1000");
+    let (child, mut out) = follow(&["--json", name]);
+    let is = |line: &str, kind: &str| {
+        let event: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(event["sandbox"], name);
+        event["type"] == kind
+    };
+    let state = until(&mut out, |line| is(line, "state"));
+    assert!(state.contains("\"status\":\"running\""), "{state}");
+    let figures = until(&mut out, |line| is(line, "stats"));
+    assert!(figures.contains("\"pids\":{\"current\":1"), "{figures}");
+    assert!(output(&["pause", name]).status.success());
+    until(&mut out, |line| is(line, "paused"));
+    assert!(output(&["resume", name]).status.success());
+    until(&mut out, |line| is(line, "resumed"));
+    assert_eq!(world.end(run), 137);
+    let exited = until(&mut out, |line| is(line, "exited"));
+    assert!(exited.contains("\"exitStatus\":137"), "{exited}");
+    assert_eq!(code(child), 0);
+}
+
+#[test]
+fn events_of_all_sandboxes_tell_of_those_that_come_until_they_are_interrupted() {
+    let world = World::new();
+    let name = world.name.as_str();
+    let (child, mut out) = follow(&["--interval", "1"]);
+    let run = world.background("exec sleep 1000");
+    let line = until(&mut out, |line| line.contains(name));
+    assert_eq!(line.as_bytes()[2], b':', "a time comes first: {line}");
+    until(&mut out, |line| {
+        line.contains(name) && line.contains("  memory ")
+    });
+    assert_eq!(world.end(run), 137);
+    until(&mut out, |line| {
+        line.contains(name) && line.contains("exit code 137")
+    });
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    assert_eq!(code(child), 0);
+}
+
+#[test]
+fn events_end_when_nobody_reads_them_any_more() {
+    let world = World::new();
+    let run = world.background("exec sleep 1000");
+    let (child, mut out) = follow(&["--interval", "1", &world.name]);
+    until(&mut out, |line| line.contains("is running"));
+    drop(out);
+    assert_eq!(code(child), 0);
     assert_eq!(world.end(run), 137);
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 pub use berm_metrics::{
     Address, Bucket, Buckets, Data, Definition, Error as MetricsError, Field, Filter, Histogram,
-    Label, Metadata, Metric, Number, Page, Registration, Snapshot, Told, Type, Verifier,
+    Label, Metadata, Metric, Number, Page, Registration, Snapshot, Told, Type, Verifier, rfc3339,
 };
 use berm_sys::Kind as ErrorKind;
 
