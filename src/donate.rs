@@ -1,6 +1,12 @@
 //! Files of berm's caller for a command inside.
 
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
 use berm_sandbox::{Donated, PassFile};
+use rustix::fs::OFlags;
 
 use crate::error::Error;
 
@@ -11,6 +17,9 @@ pub(crate) struct Donate {
     /// times
     #[arg(long, value_name = "HOST:GUEST", value_parser = pass_fd)]
     pass_fd: Vec<(i32, i32)>,
+    /// A program of the host that is run in place of the one that the command names
+    #[arg(long, value_name = "PATH")]
+    exec_file: Option<PathBuf>,
 }
 
 impl Donate {
@@ -26,8 +35,21 @@ impl Donate {
         };
         Ok(Donated {
             pass_files: self.pass_fd.iter().map(pass).collect::<Result<_, _>>()?,
+            exec_file: self.exec_file.as_deref().map(open).transpose()?,
         })
     }
+}
+
+/// Without waiting for whoever writes to a fifo; that is refused later.
+fn open(path: &Path) -> Result<OwnedFd, Error> {
+    let file = File::options()
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open(path);
+    file.map(OwnedFd::from).map_err(|source| Error::File {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// `HOST:GUEST`

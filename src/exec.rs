@@ -82,8 +82,12 @@ async fn exec(args: Args, config: &Config, donated: Donated) -> Result<u8, Error
     }
     let passed = donated.pass_files.iter();
     files.extend(passed.map(|pass| (pass.guest, pass.file.as_fd())));
-    let (guests, files): (Vec<i32>, Vec<_>) = files.into_iter().unzip();
+    let (guests, mut files): (Vec<i32>, Vec<_>) = files.into_iter().unzip();
     request["GuestFDs"] = json!(guests);
+    if let Some(program) = &donated.exec_file {
+        files.push(program.as_fd());
+        request["ExecFile"] = json!(true);
+    }
     let (pid, fds): (i32, _) = client.call("containerManager.ExecuteAsync", &request, &files)?;
     drop(donated);
     let mut second = target.pod.connect()?;

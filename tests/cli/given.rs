@@ -84,3 +84,33 @@ fn a_file_that_cannot_be_passed_is_refused_by_its_number() {
     }
     assert_eq!(world.end(run), 137);
 }
+
+#[test]
+fn run_and_exec_run_a_program_of_the_host_under_the_name_that_the_command_gives_it() {
+    let world = World::new();
+    let own = std::env::temp_dir().join(format!("{}-program", world.name));
+    std::fs::copy("/bin/busybox", &own).unwrap();
+    let program = own.to_str().unwrap();
+    let options = ["--exec-file", program];
+    let out = world.run(&options, "echo $0; exit 4").output().unwrap();
+    assert_eq!(out.status.code(), Some(4), "{}", text(&out.stderr));
+    assert_eq!(text(&out.stdout), "/bin/sh\n");
+    world.assert_gone();
+
+    let run = world.background("exec sleep 1000");
+    let name = world.name.as_str();
+    let mut args = vec!["exec", "--exec-file", program, name, "--"];
+    args.extend(["/none/cat", "/proc/self/cmdline"]);
+    let out = output(&args);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    assert_eq!(text(&out.stdout), "/none/cat\0/proc/self/cmdline\0");
+    std::fs::write(&own, "#!/bin/sh\n").unwrap();
+    for (file, want) in [(program, "is a script"), ("/no/such", "/no/such")] {
+        let out = output(&["exec", "--exec-file", file, name, "--", "sh"]);
+        let said = text(&out.stderr);
+        assert_eq!(out.status.code(), Some(125), "{said}");
+        assert!(said.contains(want), "{said}");
+    }
+    std::fs::remove_file(&own).unwrap();
+    assert_eq!(world.end(run), 137);
+}

@@ -126,6 +126,7 @@ impl Sandbox {
             devpts: None,
             stdio: args.stdio.borrow(),
             pass: donated.pass_files(),
+            exec_file: donated.exec_file(),
             tasks: tasks.iter().map(AsFd::as_fd).collect(),
             birthplace,
             filter: None,

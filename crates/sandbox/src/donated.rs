@@ -1,4 +1,5 @@
-//! What a process is given beside its three streams: files of the host under numbers of its own.
+//! What a process is given beside its three streams: files of the host under numbers of its own,
+//! and the program itself.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -14,6 +15,14 @@ pub struct Donated {
     /// The container can do with them what they were opened for, whatever else keeps it from the
     /// host: a directory of the host's is a way out of it.
     pub pass_files: Vec<PassFile>,
+    /// The program, whatever `process.args[0]` names, which it gets as it is (fexecve(3)).
+    ///
+    /// It is closed by then: a script, whose interpreter would have to open it again, is refused.
+    /// It is for the workload's user to execute, and nobody may have it open for writing. A
+    /// dynamic program finds its libraries in the container. Root of a pod without a user
+    /// namespace can write to the file by `/proc/self/exe` unless it is sealed, or read-only by
+    /// its mount.
+    pub exec_file: Option<OwnedFd>,
 }
 
 /// A file of the host's that a process finds open.
@@ -55,9 +64,12 @@ impl Donated {
     pub(crate) fn lift(self) -> Result<Lifted, Error> {
         let highest = self.pass_files.iter().map(|pass| pass.guest).max();
         let mut lifted = Lifted {
-            highest: highest.unwrap_or(0),
+            // The streams' numbers are taken in any case.
+            highest: highest.unwrap_or(2),
             pass_files: Vec::with_capacity(self.pass_files.len()),
+            exec_file: None,
         };
+        lifted.exec_file = self.exec_file.map(|file| lifted.lift(file)).transpose()?;
         for PassFile { guest, file } in self.pass_files {
             let file = lifted.lift(file)?;
             lifted.pass_files.push((guest, file));
@@ -71,12 +83,13 @@ impl Donated {
 pub(crate) struct Lifted {
     highest: i32,
     pass_files: Vec<(i32, OwnedFd)>,
+    exec_file: Option<OwnedFd>,
 }
 
 impl Lifted {
     /// Moves a descriptor above every number that the process will see.
     pub(crate) fn lift(&self, fd: OwnedFd) -> Result<OwnedFd, Error> {
-        if self.highest == 0 || fd.as_raw_fd() > self.highest {
+        if fd.as_raw_fd() > self.highest {
             return Ok(fd);
         }
         let guest = self.highest;
@@ -94,6 +107,10 @@ impl Lifted {
         let files = self.pass_files.iter();
         files.map(|(guest, file)| (*guest, file.as_fd())).collect()
     }
+
+    pub(crate) fn exec_file(&self) -> Option<BorrowedFd<'_>> {
+        self.exec_file.as_ref().map(AsFd::as_fd)
+    }
 }
 
 #[cfg(test)]
@@ -107,6 +124,7 @@ mod tests {
         };
         Donated {
             pass_files: guests.iter().map(pass).collect(),
+            ..Donated::default()
         }
     }
 

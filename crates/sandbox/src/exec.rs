@@ -213,6 +213,7 @@ impl Live {
             devpts: inside.devpts.as_ref().map(AsFd::as_fd),
             stdio: stdio.borrow(),
             pass: donated.pass_files(),
+            exec_file: donated.exec_file(),
             tasks: tasks.iter().map(AsFd::as_fd).collect(),
             birthplace,
             filter: inside.filter.get().and_then(Option::as_ref),

@@ -17,6 +17,7 @@ use rustix::process::{
 use rustix::thread::{CapabilitiesSecureBits, set_capabilities_secure_bits};
 
 use crate::error::{Error, call, sys};
+use crate::exec::Program;
 use crate::filter::Filter;
 use crate::report::{Message, send, wait_at_gate, write_alone};
 use crate::spawn::finish;
@@ -30,7 +31,7 @@ pub(crate) struct Child<'a> {
     slave: Option<OwnedFd>,
     null: Option<OwnedFd>,
     locked: Option<OwnedFd>,
-    command: Option<PathBuf>,
+    program: Option<Program<'a>>,
     home: Option<String>,
     filter: Option<Filter>,
     /// SELinux context of new file systems.
@@ -48,7 +49,7 @@ impl<'a> Child<'a> {
             slave: None,
             null: None,
             locked: None,
-            command: None,
+            program: None,
             home: None,
             filter: None,
             label: None,
@@ -205,7 +206,10 @@ impl<'a> Child<'a> {
                 cwd,
                 home_of,
             } => {
-                self.command = Some(exec::resolve(command, path.as_deref(), cwd)?);
+                self.program = Some(match job.exec_file {
+                    Some(file) => exec::check_file(file).map(|()| Program::File(file))?,
+                    None => Program::Path(exec::resolve(command, path.as_deref(), cwd)?),
+                });
                 self.home = home_of.map(exec::home);
                 Ok(())
             }
@@ -246,11 +250,9 @@ impl<'a> Child<'a> {
                 listener.map_or(Ok(()), |listener| self.hand_over(listener))
             }
             Step::Exec { args, env } => {
-                let path = self
-                    .command
-                    .take()
-                    .ok_or(Error::Missing { what: "command" })?;
-                exec::exec(&path, args, env, self.home.take())
+                let program = self.program.take();
+                let program = program.ok_or(Error::Missing { what: "command" })?;
+                exec::exec(&program, args, env, self.home.take())
             }
         }
     }

@@ -66,6 +66,10 @@ pub enum Error {
     Exec { path: PathBuf, errno: Errno },
     #[error("pass_files {guest}: dup2(), which takes no number from RLIMIT_NOFILE on")]
     PassFile { guest: i32, source: io::Error },
+    #[error("exec_file: {reason}")]
+    ExecFile { reason: &'static str, kind: Kind },
+    #[error("exec_file: {}", file_exec_text(*.errno))]
+    FileExec { errno: Errno },
     #[error("log file {path:?}")]
     LogFile { path: PathBuf, source: io::Error },
     #[error("{}: {}", .lsm.field(), label_text(*.lsm, label, *.errno))]
@@ -108,6 +112,17 @@ fn exec_text(errno: Errno) -> Cow<'static, str> {
     }
 }
 
+/// The same of a file that is there for sure.
+fn file_exec_text(errno: Errno) -> Cow<'static, str> {
+    match errno {
+        Errno::NOENT => "its interpreter is not in the container, or could not open it; donate a \
+            program that is linked statically"
+            .into(),
+        Errno::TXTBSY => "somebody has it open for writing".into(),
+        other => exec_text(other),
+    }
+}
+
 /// EINVAL: nobody listens on this host, or the words mean nothing to who does.
 fn label_text(lsm: Lsm, label: &str, errno: Errno) -> String {
     let (module, known) = match lsm {
@@ -135,7 +150,9 @@ impl Error {
             Self::Call { source, .. }
             | Self::OpenProc { source, .. }
             | Self::WriteProc { source, .. } => Kind::of_errno(source.raw_os_error()),
-            Self::Exec { errno, .. } | Self::Chdir { source: errno, .. } => match *errno {
+            Self::Exec { errno, .. }
+            | Self::FileExec { errno }
+            | Self::Chdir { source: errno, .. } => match *errno {
                 Errno::NOENT => Kind::NotFound,
                 Errno::ACCESS | Errno::PERM => Kind::Denied,
                 _ => Kind::InvalidArgument,
@@ -160,7 +177,9 @@ impl Error {
             }
             Self::NoSeLinux { .. } => Kind::NotSupported,
             Self::NotInPath { .. } => Kind::NotFound,
-            Self::NotExecutable { kind, .. } | Self::NetDevice { kind, .. } => *kind,
+            Self::NotExecutable { kind, .. }
+            | Self::NetDevice { kind, .. }
+            | Self::ExecFile { kind, .. } => *kind,
             Self::Missing { .. } => Kind::Internal,
             Self::Orphaned => Kind::Unavailable,
         }

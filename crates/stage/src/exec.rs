@@ -1,16 +1,17 @@
 //! Finding the command and becoming it.
 
 use std::ffi::CString;
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use berm_sys::Kind;
 use berm_sys::process;
-use rustix::fs::{Access, AtFlags, CWD, FileType, OFlags, accessat, stat};
-use rustix::io::Errno;
+use rustix::fs::{Access, AtFlags, CWD, FileType, OFlags, accessat, fstat, stat};
+use rustix::io::{Errno, pread};
 
-use crate::error::Error;
+use crate::error::{Error, call};
 
 /// Looks `command` up as Go's `exec.LookPath` does, whose words users know from runc.
 pub(crate) fn resolve(command: &str, path: Option<&str>, cwd: &Path) -> Result<PathBuf, Error> {
@@ -84,24 +85,67 @@ fn strings(field: &'static str, list: &[String]) -> Result<Vec<CString>, Error> 
     list.iter().map(one).collect()
 }
 
+/// What a process becomes.
+#[derive(Debug)]
+pub(crate) enum Program<'a> {
+    /// A file of the container's.
+    Path(PathBuf),
+    /// One of the host's, close-on-exec.
+    File(BorrowedFd<'a>),
+}
+
+/// Refuses what execve(2) would refuse only once the process is somebody else, and a script: the
+/// kernel tells the interpreter to open `/dev/fd/<n>`, where nothing is any more by then.
+pub(crate) fn check_file(file: BorrowedFd<'_>) -> Result<(), Error> {
+    let refused = |reason, kind| Err(Error::ExecFile { reason, kind });
+    let stat = fstat(file).map_err(call("fstat(exec_file)"))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return refused("is no regular file", Kind::InvalidArgument);
+    }
+    if stat.st_mode & 0o111 == 0 {
+        return refused("has no permission to be executed", Kind::Denied);
+    }
+    let mut first = [0; 2];
+    match pread(file, &mut first, 0) {
+        Ok(2) if first == *b"#!" => refused(
+            "is a script, which its interpreter could not open; donate the interpreter, and the \
+             script by pass_files",
+            Kind::NotSupported,
+        ),
+        // One that is not open for reading is executed all the same.
+        Ok(_) | Err(Errno::BADF) => Ok(()),
+        Err(source) => Err(call("pread(exec_file)")(source)),
+    }
+}
+
 /// Becomes the command; returns only when that failed.
 pub(crate) fn exec(
-    path: &Path,
+    program: &Program<'_>,
     args: &[String],
     env: &[String],
     home: Option<String>,
 ) -> Result<(), Error> {
-    let file =
-        CString::new(path.as_os_str().as_bytes()).map_err(|_| Error::Nul { field: "args" })?;
     let (argv, mut envp) = (strings("process.args", args)?, strings("process.env", env)?);
     let home = home.map(|home| CString::new(format!("HOME={home}")));
     envp.extend(home.transpose().map_err(|_| Error::Nul { field: "HOME" })?);
-    let Err(source) = process::execve(&file, &argv, &envp);
-    let errno = Errno::from_io_error(&source).unwrap_or(Errno::IO);
-    Err(Error::Exec {
-        path: path.to_owned(),
-        errno,
-    })
+    let errno = |source: &std::io::Error| Errno::from_io_error(source).unwrap_or(Errno::IO);
+    match program {
+        Program::Path(path) => {
+            let file = CString::new(path.as_os_str().as_bytes());
+            let file = file.map_err(|_| Error::Nul { field: "args" })?;
+            let Err(source) = process::execve(&file, &argv, &envp);
+            Err(Error::Exec {
+                path: path.clone(),
+                errno: errno(&source),
+            })
+        }
+        Program::File(file) => {
+            let Err(source) = process::fexecve(*file, &argv, &envp);
+            Err(Error::FileExec {
+                errno: errno(&source),
+            })
+        }
+    }
 }
 
 /// Longest `/etc/passwd` that is searched.

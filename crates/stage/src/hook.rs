@@ -12,6 +12,7 @@ use rustix::process::{
 };
 
 use crate::error::{Error, call, sys};
+use crate::exec::Program;
 use crate::spawn::finish;
 use crate::{exec, join, keyring, stdio};
 
@@ -55,7 +56,7 @@ impl HookJob<'_> {
         if let Err(e) = self.enter() {
             finish(self.report, 1, "HookEnter", Err(e))
         }
-        let done = exec::exec(self.path, self.args, self.env, None);
+        let done = exec::exec(&Program::Path(self.path.into()), self.args, self.env, None);
         finish(self.report, 2, "HookExec", done)
     }
 

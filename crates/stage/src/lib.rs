@@ -84,6 +84,8 @@ pub struct Job<'a> {
     /// What becomes these numbers, none of which is 0, 1 or 2; every descriptor here and `report`
     /// are above all of them.
     pub pass: Vec<(i32, BorrowedFd<'a>)>,
+    /// The program, in place of the file that the steps name; above 2, as `pass` says.
+    pub exec_file: Option<BorrowedFd<'a>>,
     /// The steps' filter, if it was compiled before; execs of a container share theirs.
     pub filter: Option<&'a Filter>,
     /// By which it joins its cgroup, open for writing: `tasks` of each v1 hierarchy, and
@@ -110,6 +112,6 @@ impl Job<'_> {
 
     /// What is open until `execve` beside the streams.
     fn of_workload(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.pass.iter().map(|(_, fd)| *fd)
+        self.pass.iter().map(|(_, fd)| *fd).chain(self.exec_file)
     }
 }

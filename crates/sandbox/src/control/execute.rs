@@ -47,6 +47,9 @@ pub(super) struct ExecArgs {
     stdio_is_pty: bool,
     #[serde(rename = "GuestFDs")]
     guest_fds: Option<Vec<i32>>,
+    /// Berm's own: the last of the files is the program.
+    #[serde(rename = "ExecFile")]
+    exec_file: bool,
     #[serde(rename = "FDTable")]
     fd_table: Value,
     #[serde(rename = "ContainerID")]
@@ -142,9 +145,13 @@ impl ExecArgs {
     }
 
     /// Puts the files to the places that `GuestFDs` names; 0, 1, 2 in order without it.
-    fn files(&self, fds: Vec<OwnedFd>) -> Result<(Stdio, Donated), CallError> {
+    fn files(&self, mut fds: Vec<OwnedFd>) -> Result<(Stdio, Donated), CallError> {
         let mut stdio = Stdio::default();
         let mut donated = Donated::default();
+        if self.exec_file {
+            let file = fds.pop();
+            donated.exec_file = Some(file.ok_or_else(|| invalid("ExecFile: no file came along"))?);
+        }
         if fds.is_empty() && self.stdio_is_pty {
             // gVisor's command line names the streams all the same.
             return Ok((stdio, donated));
@@ -315,6 +322,24 @@ mod tests {
         let (stdio, donated) = with(Some(vec![9, 2])).files(vec![file(), file()]).unwrap();
         assert!(stdio.stderr.is_some());
         assert_eq!(donated.pass_files[0].guest, 9);
+    }
+
+    #[test]
+    fn the_program_is_the_last_of_the_files_and_has_no_place() {
+        let file = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let of = |guest_fds: Option<Vec<i32>>, stdio_is_pty| ExecArgs {
+            guest_fds,
+            stdio_is_pty,
+            exec_file: true,
+            ..ExecArgs::default()
+        };
+        let (stdio, donated) = of(Some(vec![1]), false)
+            .files(vec![file(), file()])
+            .unwrap();
+        assert!(stdio.stdout.is_some() && donated.exec_file.is_some());
+        let (_, donated) = of(None, true).files(vec![file()]).unwrap();
+        assert!(donated.exec_file.is_some() && donated.pass_files.is_empty());
+        assert!(of(None, false).files(Vec::new()).is_err());
     }
 
     #[test]

@@ -1,13 +1,16 @@
 //! What few callers ask for: that a sandbox dies with them, that a process is given files.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use berm_sandbox::{Donated, Error, PassFile, Record, sweep_dead};
 use berm_sys::Kind;
 use berm_testkit::cases::Case;
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::pipe::{PipeFlags, pipe_with};
 use serde_json::json;
 
@@ -25,6 +28,10 @@ pub(crate) const CASES: &[Case] = berm_testkit::cases![
     files_change_places_without_one_being_lost,
     a_file_that_is_passed_as_a_stream_twice_or_beyond_the_limit_is_refused,
     a_process_that_fails_to_start_keeps_no_file_that_it_was_passed,
+    the_program_is_the_file_that_is_donated_and_its_first_argument_as_given,
+    a_donated_program_is_closed_when_it_runs_and_leaves_passed_files_their_numbers,
+    a_script_cannot_be_a_donated_program_and_its_interpreter_can,
+    what_cannot_be_executed_is_refused_as_a_donated_program,
 ];
 
 async fn attached(w: &World) -> Result<Pod<'_>, Error> {
@@ -161,6 +168,7 @@ fn an_exec_finds_the_files_it_is_passed_under_their_numbers_and_no_others() {
         let script = format!("echo said >&70; {FILES}");
         let donated = Donated {
             pass_files: vec![pass(70, says)],
+            ..Donated::default()
         };
         let p = process(&["/bin/sh", "-c", &script]);
         let (status, text) = c.exec_with(&p, donated).await.unwrap();
@@ -196,6 +204,7 @@ fn files_change_places_without_one_being_lost() {
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let donated = |files: Vec<File>| Donated {
             pass_files: guests.iter().zip(files).map(|(n, f)| pass(*n, f)).collect(),
+            ..Donated::default()
         };
         let copies = files.iter().map(|f| f.try_clone().unwrap()).collect();
         let want: String = (0..12).map(|n| format!("{n}\n")).collect();
@@ -225,6 +234,7 @@ fn a_file_that_is_passed_as_a_stream_twice_or_beyond_the_limit_is_refused() {
         ] {
             let donated = || Donated {
                 pass_files: guests.iter().map(|n| pass(*n, null())).collect(),
+                ..Donated::default()
             };
             let of_container = pod.sh("true").set("/process/rlimits", limit.clone());
             let of_container = of_container.donate(|d| *d = donated()).refused().await;
@@ -247,6 +257,7 @@ fn a_process_that_fails_to_start_keeps_no_file_that_it_was_passed() {
         let (hears, says) = told();
         let donated = Donated {
             pass_files: vec![pass(5, says)],
+            ..Donated::default()
         };
         let failed = c.exec_with(&process(&["/no/such"]), donated).await;
         assert_eq!(failed.unwrap_err().kind(), Kind::NotFound);
@@ -257,6 +268,139 @@ fn a_process_that_fails_to_start_keeps_no_file_that_it_was_passed() {
             .donate(|d| d.pass_files = vec![pass(5, says)]);
         assert_eq!(refused.refused().await.kind(), Kind::NotFound);
         assert_eq!(all(hears), "");
+        c.end().await;
+    });
+}
+
+/// A program that is in no container.
+fn program(w: &World) -> PathBuf {
+    let path = w.dir.join("program");
+    std::fs::copy("/bin/busybox", &path).unwrap();
+    path
+}
+
+fn run_by(file: &Path) -> Donated {
+    Donated {
+        exec_file: Some(File::open(file).unwrap().into()),
+        ..Donated::default()
+    }
+}
+
+fn the_program_is_the_file_that_is_donated_and_its_first_argument_as_given() {
+    world(async |w| {
+        let pod = w.pod().await;
+        let file = program(w);
+        let c = pod.container(&["/bin/sleep", "1000"]).run().await;
+        // Nothing of these names is in the container.
+        let args = ["/no/such/readlink", "/proc/self/exe"];
+        let want = (0, format!("{}\n", file.display()));
+        let of_container = pod.container(&args).user(1000);
+        let of_container = of_container.donate(|d| *d = run_by(&file));
+        assert_eq!(of_container.output().await, want);
+        let mut p = process(&args);
+        p["env"] = json!(["PATH=/nowhere"]);
+        assert_eq!(c.exec_with(&p, run_by(&file)).await.unwrap(), want);
+        // The home directory is found as ever.
+        let p = process(&["sh", "-c", "echo $0 $HOME"]);
+        let ended = c.exec_with(&p, run_by(&file)).await.unwrap();
+        assert_eq!(ended, (0, "sh /root\n".into()));
+        c.end().await;
+    });
+}
+
+fn a_donated_program_is_closed_when_it_runs_and_leaves_passed_files_their_numbers() {
+    world(async |w| {
+        let pod = w.pod().await;
+        let file = program(w);
+        let c = pod.container(&["/bin/sleep", "1000"]).run().await;
+        let open = File::open(&file).unwrap();
+        let number = open.as_raw_fd();
+        let script = format!("{FILES}; cat <&{number}");
+        let args = ["sh", "-c", script.as_str()];
+        let other = w.dir.join("other");
+        std::fs::write(&other, "7777\n").unwrap();
+        let donated = |exec_file: File| Donated {
+            pass_files: vec![pass(number, File::open(&other).unwrap())],
+            exec_file: Some(exec_file.into()),
+        };
+        let want = [0, 1, 2, number, 7777];
+        let copy = open.try_clone().unwrap();
+        let (status, text) = c.exec_with(&process(&args), donated(copy)).await.unwrap();
+        assert_eq!((status, numbers(&text)), (0, want.to_vec()));
+        let of_container = pod.container(&args).donate(|d| *d = donated(open));
+        let (status, text) = of_container.output().await;
+        assert_eq!((status, numbers(&text)), (0, want.to_vec()));
+        c.end().await;
+    });
+}
+
+fn a_script_cannot_be_a_donated_program_and_its_interpreter_can() {
+    world(async |w| {
+        let pod = w.pod().await;
+        let c = pod.container(&["/bin/sleep", "1000"]).run().await;
+        let script = w.dir.join("script");
+        std::fs::write(&script, "#!/bin/sh\necho the script\n").unwrap();
+        std::fs::set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
+        let of_container = pod.sh("true").donate(|d| *d = run_by(&script));
+        let nothing = process(&["/bin/true"]);
+        let of_exec = c.exec_with(&nothing, run_by(&script));
+        for error in [of_container.refused().await, of_exec.await.unwrap_err()] {
+            assert_eq!(error.kind(), Kind::NotSupported);
+            assert!(error.chain().contains("exec_file: is a script"), "{error}");
+        }
+        // The kernel's own refusal, of one that cannot be looked into.
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let unread = openat(CWD, &script, flags, Mode::empty()).unwrap();
+        let donated = Donated {
+            exec_file: Some(unread),
+            ..Donated::default()
+        };
+        let error = c.exec_with(&nothing, donated).await;
+        let error = error.unwrap_err().chain();
+        assert!(error.starts_with("exec_file: its interpreter"), "{error}");
+        let mut by_number = run_by(&program(w));
+        by_number.pass_files = vec![pass(3, File::open(&script).unwrap())];
+        let p = process(&["sh", "/proc/self/fd/3"]);
+        let ended = c.exec_with(&p, by_number).await.unwrap();
+        assert_eq!(ended, (0, "the script\n".into()));
+        c.end().await;
+    });
+}
+
+fn what_cannot_be_executed_is_refused_as_a_donated_program() {
+    world(async |w| {
+        let pod = w.pod().await;
+        let c = pod.container(&["/bin/sleep", "1000"]).run().await;
+        let make = |name: &str, mode: u32| {
+            let path = w.dir.join(name);
+            std::fs::copy("/bin/busybox", &path).unwrap();
+            std::fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            path
+        };
+        let text = make("text", 0o755);
+        std::fs::write(&text, "no program").unwrap();
+        let busy = make("busy", 0o755);
+        let nothing = process(&["/bin/true"]);
+        let _writer = File::options().append(true).open(&busy).unwrap();
+        for (file, want, kind) in [
+            (w.dir.clone(), "is no regular file", Kind::InvalidArgument),
+            (make("data", 0o644), "has no permission", Kind::Denied),
+            (make("roots", 0o700), "permission denied", Kind::Denied),
+            (text, "exec format error", Kind::InvalidArgument),
+            (
+                busy,
+                "somebody has it open for writing",
+                Kind::InvalidArgument,
+            ),
+        ] {
+            let of_container = pod.sh("true").donate(|d| *d = run_by(&file));
+            let of_exec = c.exec_with(&nothing, run_by(&file));
+            for error in [of_container.refused().await, of_exec.await.unwrap_err()] {
+                let said = error.chain();
+                assert!(said.contains(&format!("exec_file: {want}")), "{said}");
+                assert_eq!(error.kind(), kind, "{said}");
+            }
+        }
         c.end().await;
     });
 }
