@@ -1,8 +1,8 @@
 //! `berm explain`: what isolates a pod, and what was refused.
 
 use berm_sandbox::{
-    Config, ContainerExplained, Explanation, InForce, MountExplained, NamespaceExplained,
-    RefusedTask,
+    Config, ContainerExplained, Explanation, InForce, MountExplained, MountHint,
+    NamespaceExplained, RefusedTask,
 };
 use serde_json::json;
 
@@ -114,9 +114,36 @@ fn pod(explained: &Explanation) -> String {
         lines.push(("network", capabilities.to_owned()));
     }
     lines.push(("namespaces", namespaces(&explained.namespaces)));
+    let hints = record.mount_hints.mounts.values();
+    lines.extend(hints.map(|h| ("mount hint", hint(h, &explained.containers))));
     let containers = explained.containers.iter().map(container);
     let parts = std::iter::once(aligned(&lines)).chain(containers);
     parts.collect::<Vec<_>>().join("\n")
+}
+
+/// `cache: tmpfs (pod) size=1m for /volumes/cache, mounted in a b`
+fn hint(hint: &MountHint, containers: &[ContainerExplained]) -> String {
+    let mounts = |c: &&ContainerExplained| {
+        let asked = c.asked.as_ref();
+        asked.is_some_and(|asked| asked.mount_hints.contains(&hint.name))
+    };
+    let ids: Vec<_> = containers.iter().filter(mounts).collect();
+    let ids: Vec<_> = ids.iter().map(|c| c.record.id.as_str()).collect();
+    let mount = &hint.mount;
+    let mut words = vec![format!("({})", hint.share.as_str())];
+    words.extend(mount.options.iter().map(|o| o.escape_debug().to_string()));
+    format!(
+        "{}: {} {} for {:?}, mounted in {}",
+        hint.name,
+        mount.kind.as_str(),
+        words.join(" "),
+        mount.source,
+        if ids.is_empty() {
+            "no container of the pod".to_owned()
+        } else {
+            ids.join(" ")
+        },
+    )
 }
 
 fn extents(map: &berm_sandbox::IdMap) -> String {
@@ -284,6 +311,8 @@ mod tests {
                     "userns": "none", "because": "hostNetwork", "hostNamespaces": ["net", "uts"],
                     "ids": {"uids": [], "gids": []}, "range": null, "ownsNetns": true,
                 },
+                "mountHints": {"mounts": {"cache": {"name": "cache", "share": 2, "mount":
+                    {"type": "tmpfs", "source": "/x", "options": ["size=1m"]}}}},
             },
             "running": true, "boundary": false, "namespaces": [], "containers": [],
         });
@@ -292,6 +321,7 @@ mod tests {
             "NOT A SECURITY BOUNDARY: no user namespace, because of hostNetwork\n",
             "the host's     net uts\n",
             "user ids       as on the host\n",
+            "mount hint     cache: tmpfs (pod) size=1m for \"/x\", mounted in no container of",
         ] {
             assert!(text.contains(line), "{line:?} in {text}");
         }

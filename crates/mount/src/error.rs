@@ -16,6 +16,10 @@ pub enum Error {
         target: PathBuf,
         source: Box<Self>,
     },
+    #[error("mount hint {name:?}")]
+    Hint { name: String, source: Box<Self> },
+    #[error("the tmpfs of mount hint {name:?} was not made with the pod")]
+    NotMade { name: String },
     #[error("fsopen({fs:?})")]
     FsOpen { fs: String, source: Errno },
     #[error("fsconfig({fs:?}, {key:?}, {value:?})")]
@@ -154,10 +158,20 @@ impl Error {
         }
     }
 
+    /// The same failure, as one of what a hint asks for.
+    pub(crate) fn of_hint(self, name: &str) -> Self {
+        Self::Hint {
+            name: name.to_owned(),
+            source: Box::new(self),
+        }
+    }
+
     /// What sort of failure it is.
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Entry { source, .. } | Self::Root { source, .. } => source.kind(),
+            Self::Entry { source, .. } | Self::Root { source, .. } | Self::Hint { source, .. } => {
+                source.kind()
+            }
             Self::Idmap { .. } | Self::IdmapFs { .. } | Self::Layers { .. } => Kind::NotSupported,
             Self::NoImage { .. } | Self::Shape { .. } | Self::OtherDevice { .. } => {
                 Kind::InvalidArgument

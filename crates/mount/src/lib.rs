@@ -12,6 +12,7 @@ mod copy;
 mod device;
 mod error;
 mod hide;
+mod hinted;
 mod lower;
 mod mountinfo;
 mod node;
@@ -24,6 +25,7 @@ mod userns;
 
 pub use error::Error;
 pub use hide::{Null, mask, readonly, readonly_mounts};
+pub use hinted::pod_tmpfs;
 pub use node::{devices, links};
 pub use overlay::Scratch;
 pub use rootfs::rootfs;

@@ -32,6 +32,8 @@ pub struct Scratch<'a> {
     pub proc: BorrowedFd<'a>,
     /// A mount namespace with the directories of [`crate::EMPTY_DIRS`].
     pub empty: BorrowedFd<'a>,
+    /// The mount namespace of the pod's tmpfses, if it has any: see [`crate::pod_tmpfs`].
+    pub hinted: Option<BorrowedFd<'a>>,
 }
 
 /// Upper and work directory, which the overlay wants on one mount.
@@ -247,7 +249,7 @@ fn attach_here(layer: &OwnedFd, name: &str) -> Result<(), Error> {
 }
 
 /// The mount namespace and the root that the caller comes from and goes back to.
-struct Home {
+pub(crate) struct Home {
     mntns: OwnedFd,
     root: OwnedFd,
 }
@@ -255,21 +257,27 @@ struct Home {
 impl Home {
     /// Enters a copy of the empty mount namespace, which is gone once it is left.
     fn leave(scratch: Scratch<'_>) -> Result<Self, Error> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let mntns = openat(scratch.proc, "self/ns/mnt", flags, Mode::empty());
-        let home = Self {
-            mntns: mntns.map_err(|source| Error::Resolve {
-                path: "/proc/self/ns/mnt".into(),
-                source,
-            })?,
-            root: own_root()?,
-        };
+        let home = Self::remember(scratch)?;
         setns(scratch.empty, flags::NEWNS).map_err(|source| Error::EnterEmpty { source })?;
         unshare(flags::NEWNS).map_err(|source| Error::Unshare { source })?;
         Ok(home)
     }
 
-    fn enter(self) -> Result<(), Error> {
+    /// For a caller that is about to leave them.
+    pub(crate) fn remember(scratch: Scratch<'_>) -> Result<Self, Error> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let mntns = openat(scratch.proc, "self/ns/mnt", flags, Mode::empty());
+        Ok(Self {
+            mntns: mntns.map_err(|source| Error::Resolve {
+                path: "/proc/self/ns/mnt".into(),
+                source,
+            })?,
+            root: own_root()?,
+        })
+    }
+
+    /// Goes back.
+    pub(crate) fn enter(self) -> Result<(), Error> {
         setns(self.mntns.as_fd(), flags::NEWNS).map_err(|source| Error::LeaveEmpty { source })?;
         // setns(2) makes the namespace's root the caller's, which it need not have been.
         let rooted = fchdir(&self.root).and_then(|()| chroot("."));

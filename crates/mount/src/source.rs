@@ -14,7 +14,7 @@ use rustix::mount::{
 };
 
 use crate::bind::{bind, clone_tree};
-use crate::{Error, Owner, Scratch};
+use crate::{Error, Owner, Scratch, hinted};
 
 /// A detached mount, and what is attached below it once it stands.
 #[derive(Debug)]
@@ -118,6 +118,12 @@ fn source(mount: &Mount, owner: Owner<'_>, scratch: Scratch<'_>) -> Result<Built
             copy_up: *copy_up,
             ..Built::new(tmpfs(options, bits, owner)?)
         },
+        Source::Hinted { name } => {
+            let hinted = scratch
+                .hinted
+                .ok_or_else(|| Error::NotMade { name: name.clone() })?;
+            Built::new(hinted::part(name, hinted, mount, scratch)?)
+        }
         Source::Devpts {
             gid,
             mode,

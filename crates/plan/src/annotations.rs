@@ -1,5 +1,6 @@
 //! Annotations `dev.berm.*`: what a pod may override of the configuration, where that lists it.
 
+use crate::hints;
 use crate::refusal::{Error, invalid, quoted, unsupported};
 use crate::spec::Spec;
 
@@ -22,7 +23,7 @@ impl Overrides {
         };
         let mut ours: Vec<_> = map
             .iter()
-            .filter(|(key, _)| key.starts_with(PREFIX))
+            .filter(|(key, _)| key.starts_with(PREFIX) && !key.starts_with(hints::OURS))
             .collect();
         ours.sort();
         let mut overrides = Self::default();

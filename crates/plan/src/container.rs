@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::annotations::Overrides;
 use crate::attributes::Attributes;
 use crate::caps::Powers;
+use crate::hints::{self, MountHints};
 use crate::hooks::{Hooks, OciState, StartHook};
 use crate::ids::Ids;
 use crate::mounts::Mounts;
@@ -87,6 +88,8 @@ pub struct ContainerFacts {
     pub shares: HostShares,
     /// Containers of the pod by the inode of the PID namespace that each has of its own.
     pub pidns_of_containers: BTreeMap<u64, String>,
+    /// The pod's mount hints.
+    pub hints: MountHints,
     /// Annotations `dev.berm.*` that the configuration allows.
     pub allow_annotations: Vec<String>,
     /// True for the workload of a pod of one (plain `ctr run`): the pod's namespaces are its own.
@@ -184,6 +187,7 @@ pub fn container(spec: &Spec, facts: &ContainerFacts) -> Result<ContainerPlan, E
     let userns = !facts.ids.uids.0.is_empty();
     let overrides = Overrides::parse(spec, &facts.allow_annotations)?;
     annotation_fits(overrides, userns)?;
+    facts.hints.only_repeated(spec)?;
     let namespaces = Namespaces::parse(&spec.oci)?;
     let pidns = if facts.root {
         namespaces.of_root(facts.shares)?
@@ -429,7 +433,9 @@ fn tree(
         .unwrap_or_default();
     let late = opens_devices(&facts.rootfs, mounts);
     let mut steps = vec![Step::Seal];
-    steps.extend(attributes::mount_label(linux)?.map(Step::MountLabel));
+    let label = attributes::mount_label(linux)?;
+    hints::refuse_label(label.as_ref(), &mounts.tree)?;
+    steps.extend(label.map(Step::MountLabel));
     steps.extend((!late).then_some(Step::JoinCgroups));
     steps.extend(workload.oom_score_adj.map(Step::OomScoreAdj));
     steps.extend(workload.attributes.io_priority.map(Step::IoPriority));

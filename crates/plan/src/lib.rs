@@ -29,6 +29,7 @@ mod decode;
 mod devices;
 mod exec;
 mod extra_ids;
+mod hints;
 mod hooks;
 mod idmap;
 mod ids;
@@ -57,6 +58,7 @@ pub use container::{
     ContainerFacts, ContainerPlan, ExecBase, ExecPlan, HostShares, PidNs, PodNamespaces, container,
 };
 pub use exec::exec;
+pub use hints::{HintType, HintedMount, MountHint, MountHints, Share};
 pub use hooks::{Hook, Hooks, OciState, StartHook};
 pub use ids::{Extent, IdMap, Ids};
 pub use pod::{HostUsers, Namespace, PodFacts, PodPlan, Policy, Sysctl, SysctlWriter, UserNs, pod};
@@ -67,6 +69,6 @@ pub use seccomp::Listener;
 pub use spec::{Spec, TaskKind};
 pub use step::{
     Atime, Attr, CapSets, CgroupNs, CgroupView, Clock, Device, DeviceKind, Idmap, Image, Label,
-    Lsm, MemoryPolicy, Mount, NetDevice, Propagate, Propagation, Recursive, Rlimit, Rootfs,
-    Scheduling, Source, Step, TimeOffset,
+    Lsm, MemoryPolicy, Mount, NetDevice, PodTmpfs, Propagate, Propagation, Recursive, Rlimit,
+    Rootfs, Scheduling, Source, Step, TimeOffset,
 };

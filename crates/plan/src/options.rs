@@ -79,6 +79,14 @@ const RECURSIVE: [(&str, u64, u64); 18] = [
 
 /// Reads the options of `mounts[index]`.
 pub(crate) fn parse(index: usize, options: &[String]) -> Result<Options, Error> {
+    parse_list(options, &|option: &str| field(index, option))
+}
+
+/// Reads options; `field` is what an error about one of them begins with.
+pub(crate) fn parse_list(
+    options: &[String],
+    field: &dyn Fn(&str) -> String,
+) -> Result<Options, Error> {
     let mut parsed = Options::default();
     for option in options {
         if parsed.take(option) {
@@ -86,7 +94,7 @@ pub(crate) fn parse(index: usize, options: &[String]) -> Result<Options, Error> 
         }
         let refused = |(names, ..): &&(&[&str], _, _)| names.contains(&option.as_str());
         if let Some((_, reason, way_out)) = REFUSED.iter().find(refused) {
-            return Err(refuse(index, option, reason, way_out));
+            return Err(unsupported(field(option), *reason, *way_out));
         }
         let (key, value) = option.split_once('=').unwrap_or((option, ""));
         parsed.data.push((key.to_owned(), value.to_owned()));
@@ -94,13 +102,14 @@ pub(crate) fn parse(index: usize, options: &[String]) -> Result<Options, Error> 
     Ok(parsed)
 }
 
+/// An option of `mounts[index]`, as errors name it.
+pub(crate) fn field(index: usize, option: &str) -> String {
+    format!("mounts[{index}].options {}", quoted(option))
+}
+
 /// A refusal of one option.
 pub(crate) fn refuse(index: usize, option: &str, reason: &str, way_out: &str) -> Error {
-    unsupported(
-        format!("mounts[{index}].options {}", quoted(option)),
-        reason,
-        way_out,
-    )
+    unsupported(field(index, option), reason, way_out)
 }
 
 /// What `linux.rootfsPropagation` and the option of a mount have in common.

@@ -1,5 +1,6 @@
 //! What a new sandbox is made of, decided before anything is forked.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use berm_cgroup::{DeviceRule, Resources};
@@ -7,6 +8,7 @@ use oci_spec::runtime;
 use serde::{Deserialize, Serialize};
 
 use crate::annotations::Overrides;
+use crate::hints::MountHints;
 use crate::ids::Ids;
 use crate::namespaces::{Namespaces, PodNs};
 use crate::paths::clean;
@@ -123,6 +125,8 @@ pub struct PodPlan {
     /// Network devices of the node that become the pod's, of a CRI sandbox; those of a root
     /// container come with its own steps.
     pub net_devices: Vec<NetDevice>,
+    /// What the pod says of its volumes beyond their mounts.
+    pub hints: MountHints,
     /// Score of PID 1 (proc_pid_oom_score_adj(5)).
     pub oom_score_adj: Option<i32>,
     /// The spec's `cgroupsPath`, if it names one.
@@ -180,6 +184,8 @@ pub struct PodFacts {
     /// The kernel cannot idmap a tmpfs (before 6.3), and volumes of the pod lie on one, or will:
     /// kubelet keeps secrets and tokens in memory.
     pub volumes_without_idmap: bool,
+    /// Where kubelet has the volumes that [`Spec::volumes_to_find`] names, as far as it has them.
+    pub volumes: BTreeMap<String, PathBuf>,
 }
 
 /// Plans the sandbox of a pod.
@@ -249,6 +255,7 @@ pub fn pod(spec: &Spec, policy: &Policy, facts: &PodFacts) -> Result<PodPlan, Er
         domainname,
         sysctls,
         net_devices: if pause { net_devices } else { Vec::new() },
+        hints: MountHints::parse(spec, &facts.volumes)?,
         oom_score_adj: process.map(process::oom_score_adj).transpose()?.flatten(),
         cgroup: spec.cgroups_path().map(str::to_owned),
         resources: resources::at_creation(limits, &device_rules)?,

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use oci_spec::runtime;
 
 use crate::container::ContainerFacts;
-use crate::idmap;
 use crate::ids::Ids;
 use crate::mounts::never_shared;
-use crate::options::{Options, refuse};
+use crate::options::{self, Options, refuse};
 use crate::refusal::{Error, invalid, no_nul, quoted, unsupported};
 use crate::step::{Idmap, Mount, Propagation, Source};
+use crate::{hints, idmap};
 
 /// Options of a tmpfs that have a value, and those that have none (`shmem_fs_parameters`).
 const TMPFS_VALUES: [&str; 8] = [
@@ -30,13 +30,35 @@ pub(crate) fn read(
     index: usize,
     mount: &runtime::Mount,
     target: PathBuf,
-    options: Options,
+    mut options: Options,
     facts: &ContainerFacts,
 ) -> Result<Mount, Error> {
+    let hinted = hints::source(index, mount, &mut options, facts)?;
+    let source = match hinted {
+        Some(hinted) => hinted,
+        None => of_spec(index, mount, &options, facts)?,
+    };
+    Ok(Mount {
+        index,
+        target,
+        source,
+        attr: options.attr,
+        all: options.all,
+        propagation: options.propagation,
+    })
+}
+
+/// What the spec itself mounts.
+fn of_spec(
+    index: usize,
+    mount: &runtime::Mount,
+    options: &Options,
+    facts: &ContainerFacts,
+) -> Result<Source, Error> {
     let given = mount.typ().as_deref().unwrap_or_default();
     let bind = options.bind || given == "bind";
     if !bind {
-        only_for_bind(index, mount, &options)?;
+        only_for_bind(index, mount, options)?;
     }
     let shared = |kind: &Propagation| *kind == Propagation::Shared;
     if facts.userns() && options.propagation.iter().any(|p| shared(&p.kind)) {
@@ -47,29 +69,21 @@ pub(crate) fn read(
         "tmpfs" | "devpts" | "mqueue" | "sysfs" | "cgroup" | "cgroup2"
     );
     if bind || !(kernels || given == "tmpfs") {
-        no_superblock_flags(index, &options)?;
+        no_superblock_flags(index, options)?;
     }
     if options.copy_up && given != "tmpfs" {
         let reason = "copies what a tmpfs covers into it";
         return Err(refuse(index, "tmpcopyup", reason, "use it with a tmpfs"));
     }
-    let source = match given {
-        _ if bind => bind_source(index, mount, &options, facts)?,
-        "tmpfs" => tmpfs(index, &options, facts)?,
-        "devpts" => devpts(index, &options, facts)?,
-        "mqueue" => no_data(index, &options).map(|()| Source::Mqueue)?,
-        "sysfs" => sysfs(index, &options, facts)?,
-        "cgroup" | "cgroup2" => cgroup(index, &options, facts)?,
-        other => kernel_fs(index, other, mount, &options, facts)?,
-    };
-    Ok(Mount {
-        index,
-        target,
-        source,
-        attr: options.attr,
-        all: options.all,
-        propagation: options.propagation,
-    })
+    match given {
+        _ if bind => bind_source(index, mount, options, facts),
+        "tmpfs" => tmpfs(index, options, facts),
+        "devpts" => devpts(index, options, facts),
+        "mqueue" => no_data(index, options).map(|()| Source::Mqueue),
+        "sysfs" => sysfs(index, options, facts),
+        "cgroup" | "cgroup2" => cgroup(index, options, facts),
+        other => kernel_fs(index, other, mount, options, facts),
+    }
 }
 
 fn only_for_bind(index: usize, mount: &runtime::Mount, options: &Options) -> Result<(), Error> {
@@ -124,7 +138,7 @@ fn bind_source(
 }
 
 /// The mount's own mappings, else the pod's.
-fn id_map(
+pub(crate) fn id_map(
     index: usize,
     mount: &runtime::Mount,
     options: &Options,
@@ -165,7 +179,23 @@ fn has_mappings(list: &Option<Vec<runtime::LinuxIdMapping>>) -> bool {
 }
 
 fn tmpfs(index: usize, options: &Options, facts: &ContainerFacts) -> Result<Source, Error> {
-    let mut given = options.data.clone();
+    let field = |option: &str| options::field(index, option);
+    let mut given = tmpfs_data(&options.data, &facts.ids, &field)?;
+    given.extend(superblock(options));
+    Ok(Source::Tmpfs {
+        mode_of_target: !given.iter().any(|(key, _)| key == "mode"),
+        options: given,
+        copy_up: options.copy_up,
+    })
+}
+
+/// Options of a tmpfs, ids as the host's numbers; `field` is what an error about one begins with.
+pub(crate) fn tmpfs_data(
+    data: &[(String, String)],
+    ids: &Ids,
+    field: &dyn Fn(&str) -> String,
+) -> Result<Vec<(String, String)>, Error> {
+    let mut given = data.to_vec();
     for (key, value) in &mut given {
         let option = spelled(key, value);
         let name = key.as_str();
@@ -174,35 +204,22 @@ fn tmpfs(index: usize, options: &Options, facts: &ContainerFacts) -> Result<Sour
         }
         if !TMPFS_VALUES.contains(&name) {
             let way_out = "a tmpfs takes size, mode, uid, gid, nr_inodes, nr_blocks, huge, mpol";
-            return Err(refuse(
-                index,
-                &option,
-                "no option of a tmpfs that Berm knows",
-                way_out,
-            ));
+            let reason = "no option of a tmpfs that Berm knows";
+            return Err(unsupported(field(&option), reason, way_out));
         }
         if value.is_empty() || value.contains('\0') {
-            return Err(needs_value(index, &option));
+            return Err(needs_value(field(&option)));
         }
         if name == "uid" || name == "gid" {
-            let map = if name == "uid" {
-                &facts.ids.uids
-            } else {
-                &facts.ids.gids
-            };
-            let inside = value.parse().map_err(|_| needs_value(index, &option))?;
+            let map = if name == "uid" { &ids.uids } else { &ids.gids };
+            let inside = value.parse().map_err(|_| needs_value(field(&option)))?;
             let host = map.to_host(inside);
             *value = host
-                .ok_or_else(|| outside_the_map(index, &option))?
+                .ok_or_else(|| outside_the_map(field(&option)))?
                 .to_string();
         }
     }
-    given.extend(superblock(options));
-    Ok(Source::Tmpfs {
-        mode_of_target: !given.iter().any(|(key, _)| key == "mode"),
-        options: given,
-        copy_up: options.copy_up,
-    })
+    Ok(given)
 }
 
 pub(crate) fn superblock(options: &Options) -> impl Iterator<Item = (String, String)> {
@@ -217,7 +234,7 @@ fn devpts(index: usize, options: &Options, facts: &ContainerFacts) -> Result<Sou
         let option = spelled(key, value);
         let octal = || match u32::from_str_radix(value, 8) {
             Ok(bits) if bits <= 0o777 => Ok(value.clone()),
-            _ => Err(needs_value(index, &option)),
+            _ => Err(needs_value(options::field(index, &option))),
         };
         match key.as_str() {
             // Every devpts is an instance of its own.
@@ -225,9 +242,11 @@ fn devpts(index: usize, options: &Options, facts: &ContainerFacts) -> Result<Sou
             "mode" => mode = octal()?,
             "ptmxmode" => ptmxmode = octal()?,
             "gid" => {
-                let inside = value.parse().map_err(|_| needs_value(index, &option))?;
+                let inside = value
+                    .parse()
+                    .map_err(|_| needs_value(options::field(index, &option)))?;
                 let host = facts.ids.gids.to_host(inside);
-                gid = Some(host.ok_or_else(|| outside_the_map(index, &option))?);
+                gid = Some(host.ok_or_else(|| outside_the_map(options::field(index, &option)))?);
             }
             _ => {
                 let way_out = "devpts takes newinstance, mode, ptmxmode and gid";
@@ -330,8 +349,7 @@ pub(crate) fn no_data(index: usize, options: &Options) -> Result<(), Error> {
     }
 }
 
-fn needs_value(index: usize, option: &str) -> Error {
-    let field = format!("mounts[{index}].options {}", quoted(option));
+fn needs_value(field: String) -> Error {
     invalid(
         field,
         "not a value that the file system takes",
@@ -339,9 +357,9 @@ fn needs_value(index: usize, option: &str) -> Error {
     )
 }
 
-fn outside_the_map(index: usize, option: &str) -> Error {
+fn outside_the_map(field: String) -> Error {
     let way_out = "use an id that the pod's map holds";
-    refuse(index, option, "outside the id map of the pod", way_out)
+    unsupported(field, "outside the id map of the pod", way_out)
 }
 
 fn spelled(key: &str, value: &str) -> String {

@@ -12,6 +12,9 @@ const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
 const SANDBOX_NAME: &str = "io.kubernetes.cri.sandbox-name";
 const SANDBOX_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
 
+const SANDBOX_UID: &str = "io.kubernetes.cri.sandbox-uid";
+const SANDBOX_LOG_DIRECTORY: &str = "io.kubernetes.cri.sandbox-log-directory";
+
 /// What a task is in its pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TaskKind {
@@ -72,6 +75,12 @@ impl Spec {
         sources.flatten().collect()
     }
 
+    /// Whether one of the spec's mounts is of this source.
+    pub fn mounts_source(&self, source: &Path) -> bool {
+        let mounts = self.oci.mounts().as_deref().unwrap_or_default();
+        mounts.iter().any(|m| m.source().as_deref() == Some(source))
+    }
+
     /// `linux.cgroupsPath`, if it is not empty.
     pub fn cgroups_path(&self) -> Option<&str> {
         let linux = self.oci.linux().as_ref()?;
@@ -105,6 +114,18 @@ impl Spec {
     /// `io.kubernetes.cri.sandbox-namespace`
     pub fn pod_namespace(&self) -> Option<&str> {
         self.annotation(SANDBOX_NAMESPACE)
+    }
+
+    /// `io.kubernetes.cri.sandbox-uid`, or the end of the log directory's name, where kubelet puts
+    /// it (`/var/log/pods/NAMESPACE_NAME_UID`).
+    pub fn pod_uid(&self) -> Option<&str> {
+        let uid = self.annotation(SANDBOX_UID).filter(|uid| !uid.is_empty());
+        let of_logs = || {
+            let dir = Path::new(self.annotation(SANDBOX_LOG_DIRECTORY)?);
+            let (_, uid) = dir.file_name()?.to_str()?.rsplit_once('_')?;
+            Some(uid)
+        };
+        uid.or_else(of_logs)
     }
 
     /// The value of an annotation.

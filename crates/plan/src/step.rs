@@ -155,6 +155,11 @@ pub enum Source {
         /// Starts with a copy of what the mount covers.
         copy_up: bool,
     },
+    /// The tmpfs of the pod that the hint of this name asks for.
+    Hinted {
+        /// See [`PodTmpfs::name`].
+        name: String,
+    },
     /// A new devpts instance. `gid` is the host's number of the group that owns the ttys.
     Devpts {
         /// Group of the slave ends, host's number.
@@ -180,6 +185,21 @@ pub enum Source {
     /// The container's own cgroup directories. Without `ro`, and in a user namespace, its cgroup2
     /// directory belongs to root of the pod.
     Cgroup(Vec<CgroupView>),
+}
+
+/// A tmpfs that is made once for a pod and mounted in its containers, because of a hint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodTmpfs {
+    /// Name of the hint; one path component.
+    pub name: String,
+    /// The source of the mounts that it stands for: a path of the host, which need not exist.
+    pub like: PathBuf,
+    /// Its root has the mode of that directory, if there is one.
+    pub mode_of_source: bool,
+    /// And its owner, as far as the pod's map holds it.
+    pub owner_of_source: bool,
+    /// Options as fsconfig(2) takes them; ids are the host's numbers.
+    pub options: Vec<(String, String)>,
 }
 
 /// One mount of the tree that the host builds; all are locked when the container runs.

@@ -15,6 +15,8 @@ mod dropped;
 mod given;
 #[path = "plan/golden.rs"]
 mod golden;
+#[path = "plan/hints.rs"]
+mod hints;
 #[path = "plan/hooks.rs"]
 mod hooks;
 #[path = "plan/host.rs"]

@@ -50,6 +50,11 @@ impl Aside {
         Ok(outcome)
     }
 
+    /// Lets it end by itself: nobody waits for what it does.
+    pub(crate) fn reap(self) {
+        self.child.reap();
+    }
+
     /// Waits until it has ended. One that something has killed has failed at `last`.
     /// # Errors
     /// As [`Aside::end`]; `Unavailable` if it was killed.

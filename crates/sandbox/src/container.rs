@@ -115,12 +115,14 @@ impl Sandbox {
         let donated = std::mem::take(&mut args.donated).lift()?;
         let (mut stage, child_end) = Stage::new("Create", live.host.config.stage_deadline)?;
         let child_end = donated.lift(child_end)?;
+        let hinted = live.hinted.borrow().clone();
         let job = Job {
             steps: &plan.steps,
             report: child_end.as_fd(),
             proc: live.host.proc.as_fd(),
             kernel: live.host.kernel,
             empty: Some(live.host.empty()?),
+            hinted: hinted.as_ref().map(AsFd::as_fd),
             pod: live.pod(),
             container: None,
             devpts: None,
@@ -250,6 +252,7 @@ impl Sandbox {
             owns_netns: live.record.isolation.owns_netns,
             shares: live.shares,
             pidns_of_containers: live.pidns_of_containers(),
+            hints: live.record.mount_hints.clone(),
             allow_annotations: live.host.config.policy.allow_annotations.clone(),
             root: live.root,
             hostname: live.hostname.clone(),

@@ -17,6 +17,7 @@ use crate::aside::Aside;
 use crate::error::{Error, call};
 use crate::events::Listeners;
 use crate::exits::undo_cgroup;
+use crate::hints;
 use crate::host::Host;
 use crate::ids::{self, Range};
 use crate::live::{Live, Sandbox};
@@ -66,6 +67,7 @@ impl Sandbox {
         let facts = PodFacts {
             host_paths: host.own_among(args.spec.namespace_paths()),
             volumes_without_idmap: host.lacks_idmaps_for(&args.spec),
+            volumes: hints::volumes(&args.spec),
         };
         let plan = berm_plan::pod(&args.spec, &host.config.policy, &facts)?;
         if args.attached && plan.pidns != Namespace::New {
@@ -144,6 +146,7 @@ impl Sandbox {
         if !devices.is_empty() {
             self.take_net_devices(devices).await?;
         }
+        self.make_hinted().await?;
         self.serve_control()
     }
 
@@ -435,6 +438,7 @@ impl Making {
             tasks: RefCell::new(BTreeMap::new()),
             events,
             counts: record.registered_metrics.is_some().then(Box::default),
+            hinted: RefCell::default(),
             ending: Cell::new(false),
             gone: watch::Sender::new(false),
             released: Cell::new(false),
@@ -507,6 +511,7 @@ impl Making {
             bundle: args.bundle.clone(),
             owner,
             boot: boot_id()?,
+            mount_hints: plan.hints.clone(),
             isolation: Isolation {
                 userns: kind.to_owned(),
                 because,

@@ -207,6 +207,7 @@ impl Live {
             report: child_end.as_fd(),
             proc: self.host.proc.as_fd(),
             empty: None,
+            hinted: None,
             kernel: self.host.kernel,
             pod: self.pod(),
             container: Some(AsFd::as_fd(&*init)),

@@ -222,6 +222,7 @@ impl Live {
             crate::ids::free(&self.host.config, *range);
         }
         self.state_dir.borrow_mut().remove();
+        self.free_hinted();
     }
 
     /// Waits until PID 1 is gone.

@@ -13,7 +13,7 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 
-use berm_plan::{Ids, Spec, Survey, capability_names, dead_capabilities};
+use berm_plan::{Ids, MountHints, Spec, Survey, capability_names, dead_capabilities};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, io};
@@ -85,6 +85,9 @@ pub struct Asked {
     pub capabilities: Vec<String>,
     /// What its seccomp profile means; `None`: no filter.
     pub seccomp: Option<Survey>,
+    /// Names of the pod's mount hints that are for one of its mounts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mount_hints: Vec<String>,
 }
 
 impl Explanation {
@@ -125,7 +128,7 @@ impl ContainerExplained {
         let in_force = InForce::of(&record, pod, boundary, host)?;
         // One that ended meanwhile may have given its number to somebody else.
         let in_force = in_force.filter(|_| record.init.is_alive());
-        let asked = Asked::of(&record.bundle)?;
+        let asked = Asked::of(&record.bundle, &pod.mount_hints)?;
         let differs = match (&in_force, &asked) {
             (Some(in_force), Some(asked)) => differences(in_force, asked),
             _ => Vec::new(),
@@ -171,12 +174,15 @@ impl InForce {
 }
 
 impl Asked {
-    fn of(bundle: &Path) -> Result<Option<Self>, Error> {
+    fn of(bundle: &Path, hints: &MountHints) -> Result<Option<Self>, Error> {
         let Some(json) = read_bounded(&bundle.join("config.json"), MAX_SPEC)? else {
             return Ok(None);
         };
         let spec = Spec::parse(&json)?;
+        let hinted = hints.mounts.values();
+        let hinted = hinted.filter(|hint| spec.mounts_source(&hint.mount.source));
         Ok(Some(Self {
+            mount_hints: hinted.map(|hint| hint.name.clone()).collect(),
             capabilities: capability_names(spec.effective_capabilities()),
             seccomp: spec.seccomp()?,
         }))

@@ -46,6 +46,7 @@ mod events;
 mod exec;
 mod exits;
 mod explain;
+mod hints;
 mod hooks;
 mod host;
 mod ids;
@@ -84,7 +85,7 @@ pub use api::{
 /// What `stats` answers is made of this room's types.
 pub use berm_cgroup as cgroup;
 pub use berm_cgroup::Stats;
-pub use berm_plan::{Extent, IdMap, Policy, Spec, TaskKind};
+pub use berm_plan::{Extent, HintType, IdMap, MountHint, MountHints, Policy, Spec, TaskKind};
 pub use berm_urpc as urpc;
 pub use change_logging::{ChangeLogging, LogChange};
 pub use check::{Finding, Verdict, check};

@@ -48,6 +48,8 @@ pub(crate) struct Live {
     pub(crate) owns_pidns: bool,
     /// Which namespaces are the host's.
     pub(crate) shares: HostShares,
+    /// The mount namespace of the tmpfses that its hints ask for.
+    pub(crate) hinted: RefCell<Option<Rc<OwnedFd>>>,
     /// PID 1 is dead; what the kernel does not end with it is being ended.
     pub(crate) ending: Cell<bool>,
     /// The pod has ended.

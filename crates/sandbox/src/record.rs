@@ -12,7 +12,7 @@ use std::rc::Rc;
 
 use berm_cgroup::CgroupPath;
 use berm_metrics::Registration;
-use berm_plan::{Hook, Ids};
+use berm_plan::{Hook, Ids, MountHints};
 use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -88,6 +88,9 @@ pub struct Record {
     pub boot: String,
     /// Isolation in force.
     pub isolation: Isolation,
+    /// What the pod says of its volumes beyond their mounts.
+    #[serde(default, skip_serializing_if = "MountHints::is_empty")]
+    pub mount_hints: MountHints,
     /// Every metric that snapshots may have; `None`: nobody asked for metrics at creation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registered_metrics: Option<Registration>,

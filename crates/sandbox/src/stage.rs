@@ -37,6 +37,8 @@ pub(crate) struct Outcome {
     pub(crate) pty: Option<OwnedFd>,
     /// A connection to a port of the pod.
     pub(crate) socket: Option<OwnedFd>,
+    /// The mount namespace of the pod's tmpfses.
+    pub(crate) pod_tmpfs: Option<OwnedFd>,
     /// The container's devpts.
     pub(crate) devpts: Option<OwnedFd>,
     /// The tree stands, and the child waits until the hooks that look at it are done.
@@ -106,6 +108,7 @@ impl Stage {
                 Message::Warning(text) => warn(&text),
                 Message::Pty => outcome.pty = fd,
                 Message::Devpts => outcome.devpts = fd,
+                Message::PodTmpfs => outcome.pod_tmpfs = fd,
                 Message::Socket => outcome.socket = fd,
                 Message::Init => {
                     outcome.init = fd.map(Forked::new);
@@ -140,6 +143,7 @@ impl Stage {
                 Message::Failed(failure) => return Err(Error::Step(failure)),
                 Message::Pty
                 | Message::Devpts
+                | Message::PodTmpfs
                 | Message::Socket
                 | Message::Hooks
                 | Message::Listener(_)

@@ -278,6 +278,7 @@ impl<'a> Child<'a> {
             kernel: self.job.kernel,
             proc: self.job.proc,
             empty: self.empty()?,
+            hinted: self.job.hinted,
         })
     }
 

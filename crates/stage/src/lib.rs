@@ -13,6 +13,7 @@ mod credentials;
 mod error;
 mod exec;
 mod filter;
+mod hinted;
 mod hook;
 mod join;
 mod keyring;
@@ -31,6 +32,7 @@ pub use aside::spawn_aside;
 pub use connect::spawn_connect;
 pub use error::Error;
 pub use filter::Filter;
+pub use hinted::{PodTmpfsJob, spawn_pod_tmpfs};
 pub use hook::{HookInside, HookJob};
 pub use listener::ListenerJob;
 pub use logger::{Logger, LoggerJob};
@@ -71,6 +73,8 @@ pub struct Job<'a> {
     pub proc: BorrowedFd<'a>,
     /// A mount namespace that holds an empty directory; containers only.
     pub empty: Option<BorrowedFd<'a>>,
+    /// The mount namespace of the pod's tmpfses, if it has any; containers only.
+    pub hinted: Option<BorrowedFd<'a>>,
     /// What this kernel can.
     pub kernel: Kernel,
     /// The pod.
@@ -100,7 +104,7 @@ impl Job<'_> {
         let mut all = vec![self.report, self.proc, self.pod.init, self.pod.mntns];
         all.extend(self.pod.userns);
         all.extend(
-            [self.empty, self.container, self.devpts]
+            [self.empty, self.hinted, self.container, self.devpts]
                 .into_iter()
                 .flatten(),
         );

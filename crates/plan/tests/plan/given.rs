@@ -159,6 +159,7 @@ pub(crate) fn facts() -> ContainerFacts {
         owns_netns: false,
         shares: berm_plan::HostShares::default(),
         pidns_of_containers: BTreeMap::new(),
+        hints: berm_plan::MountHints::default(),
         allow_annotations: Vec::new(),
         root: false,
         hostname: Some("bench".into()),

@@ -35,7 +35,7 @@ const CAPS: [&str; 14] = [
 
 /// A container to be.
 pub(crate) struct Container<'p> {
-    pod: &'p Pod<'p>,
+    pub(crate) pod: &'p Pod<'p>,
     pub(crate) id: String,
     pub(crate) spec: Value,
     pub(crate) root: PathBuf,

@@ -21,6 +21,7 @@ mod device_rootfs;
 mod devices;
 mod events;
 mod figures;
+mod hints;
 mod hooks;
 mod host;
 mod idmap;
@@ -92,6 +93,7 @@ fn main() -> ExitCode {
         devices::CASES,
         process::CASES,
         attributes::CASES,
+        hints::CASES,
         hooks::CASES,
         notify::CASES,
         cgroup::CASES,

@@ -69,7 +69,7 @@ conf_dir = '{cni}'
 default_runtime_name = 'runc'
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.berm]
 runtime_type = 'io.containerd.berm.v1'
-pod_annotations = ['dev.berm.*']
+pod_annotations = ['dev.berm.*', 'dev.gvisor.spec.mount.*']
 container_annotations = ['dev.berm.*']
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
 runtime_type = 'io.containerd.runc.v2'
