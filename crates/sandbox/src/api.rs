@@ -169,7 +169,8 @@ pub struct Pid {
     pub exec: Option<String>,
 }
 
-/// What happened in a sandbox, in the order in which it did; each exactly once.
+/// What happened in a sandbox, in the order in which it did; each exactly once. Of a container that
+/// [`crate::Sandbox::create_subcontainer`] made, only [`crate::Sandbox::stream_events`] tells.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// A container was made (`TaskCreate`).
@@ -233,4 +234,21 @@ pub enum Event {
         /// How it had ended.
         exit: Exit,
     },
+}
+
+impl Event {
+    /// The container that it happened to.
+    pub(crate) fn container(&self) -> &str {
+        match self {
+            Self::Created { id, .. }
+            | Self::Started { id, .. }
+            | Self::ExecAdded { id, .. }
+            | Self::ExecStarted { id, .. }
+            | Self::Exited { id, .. }
+            | Self::Oom { id }
+            | Self::Paused { id }
+            | Self::Resumed { id }
+            | Self::Deleted { id, .. } => id,
+        }
+    }
 }

@@ -54,7 +54,7 @@ impl Sandbox {
         made
     }
 
-    async fn make_container(
+    pub(crate) async fn make_container(
         &self,
         task: &Rc<Task>,
         mut args: ContainerArgs,
@@ -254,7 +254,7 @@ impl Sandbox {
             pidns_of_containers: live.pidns_of_containers(),
             hints: live.record.mount_hints.clone(),
             allow_annotations: live.host.config.policy.allow_annotations.clone(),
-            root: live.root,
+            root: live.root && args.id == live.record.id,
             hostname: live.hostname.clone(),
             domainname: live.domainname.clone(),
             rootfs,

@@ -13,6 +13,10 @@
 //! | `containerManager.ExecuteAsync` | gVisor's `ExecArgs` and files → host pid |
 //! | `containerManager.Wait` | `"c1"` → wait(2) word |
 //! | `containerManager.WaitPID` | `{"CID","PID"}` → wait(2) word of an exec |
+//! | `containerManager.StartRoot` | `"s1"` → `{}`; the root container, or the sandbox task of a CRI pod |
+//! | `containerManager.CreateSubcontainer` | `{"CID","Bundle"}` → `{}`; takes the id. `Bundle`, Berm's addition: where a relative `root.path` is |
+//! | `containerManager.StartSubcontainer` | `{"CID","Spec"}` and three files or none → `{}`, with `process.terminal` and the terminal's master |
+//! | `containerManager.DestroySubcontainer` | `"c1"` → `{}` once nothing is left; the root takes the sandbox with it |
 //! | `containerManager.Pause`, `containerManager.Resume` | `null` → `{}`; the whole pod, counted |
 //! | `containerManager.PortForward` | `{"ContainerID","Port"}` and one unix stream → `{}` once connected |
 //! | `containerManager.ProcfsDump` | `null` → what `/proc` says of every process of the pod |
@@ -44,6 +48,7 @@ mod logging;
 mod metrics;
 mod port_forward;
 mod signal;
+mod subcontainer;
 mod usage;
 
 use std::cell::Cell;
@@ -167,6 +172,18 @@ impl Control {
                     nothing(arg)?;
                     within(sandbox.control_pause(name == "Pause")).await?
                 }
+                "StartRoot" => within(sandbox.clone().control_start_root(decode(arg)?)).await?,
+                "CreateSubcontainer" => sandbox.control_create_subcontainer(decode(arg)?, &fds)?,
+                "StartSubcontainer" => {
+                    let starting = sandbox
+                        .clone()
+                        .control_start_subcontainer(decode(arg)?, fds);
+                    within(starting).await?
+                }
+                "DestroySubcontainer" => {
+                    let destroying = sandbox.clone().control_destroy_subcontainer(decode(arg)?);
+                    within(destroying).await?
+                }
                 "ExecuteAsync" => {
                     self.last_exec.set(self.last_exec.get() + 1);
                     let exec = format!("{EXEC_PREFIX}{}", self.last_exec.get());
@@ -232,7 +249,7 @@ fn nothing(arg: Value) -> Result<(), CallError> {
 
 /// The methods that take no files. Those that do check them by themselves; an unknown one is
 /// refused as such.
-const WITHOUT_FILES: [&str; 19] = [
+const WITHOUT_FILES: [&str; 21] = [
     "Cgroups.ReadControlFiles",
     "Cgroups.WriteControlFiles",
     "Logging.Change",
@@ -243,12 +260,14 @@ const WITHOUT_FILES: [&str; 19] = [
     "Usage.UsageFD",
     "berm.State",
     "containerManager.ContainerRuntimeState",
+    "containerManager.DestroySubcontainer",
     "containerManager.Event",
     "containerManager.Pause",
     "containerManager.Processes",
     "containerManager.ProcfsDump",
     "containerManager.Resume",
     "containerManager.Signal",
+    "containerManager.StartRoot",
     "containerManager.Wait",
     "containerManager.WaitPID",
     "debug.Stacks",

@@ -436,6 +436,7 @@ impl Making {
             shares: shares(plan),
             init,
             tasks: RefCell::new(BTreeMap::new()),
+            destroyed: RefCell::default(),
             events,
             counts: record.registered_metrics.is_some().then(Box::default),
             hinted: RefCell::default(),

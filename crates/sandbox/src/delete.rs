@@ -17,7 +17,7 @@ use crate::task::{Kind, Process, Task};
 
 impl Sandbox {
     /// Forgets a stopped or never started container with its cgroup and its record, or an exec.
-    /// The last one takes the sandbox with it.
+    /// The last one takes the sandbox with it, and what [`Sandbox::create_subcontainer`] made.
     /// # Errors
     /// `FailedPrecondition` while it runs; `NotFound` for an unknown id, and the second time;
     /// `DeadlineExceeded` if the kernel does not let go of its cgroup: it can be deleted again.
@@ -53,16 +53,19 @@ impl Sandbox {
         live.run_poststop(&task).await;
         phases::done("cgroup");
         task.process.happen(Happening::Delete)?;
-        live.tasks.borrow_mut().remove(id);
-        live.state_dir.borrow().remove_container(id);
         let exit = exit_of(&task.process);
         live.tell(Event::Deleted {
             id: id.to_owned(),
             exit,
         });
-        if self.is_empty() {
+        live.tasks.borrow_mut().remove(id);
+        live.state_dir.borrow().remove_container(id);
+        if live.has_untold_alone() {
             live.kill_init();
-            live.wait_gone(live.host.config.kill_deadline).await?;
+            live.thaw_for_the_end();
+            let gone = live.wait_gone(live.host.config.kill_deadline).await;
+            live.forget_untold().await;
+            gone?;
             live.release_if_empty();
             phases::done("sandbox");
         }
@@ -75,7 +78,6 @@ impl Sandbox {
         let live = &self.0;
         live.kill_init();
         live.thaw_for_the_end();
-        let all: Vec<_> = live.tasks.borrow().values().cloned().collect();
         let deadline = live.host.config.kill_deadline;
         if let Err(e) = live.wait_gone(deadline).await {
             log::error!(
@@ -84,6 +86,8 @@ impl Sandbox {
                 e.chain()
             );
         }
+        live.forget_untold().await;
+        let all: Vec<_> = live.tasks.borrow().values().cloned().collect();
         for task in all {
             let ended = timeout(deadline, task.process.wait()).await.is_ok();
             if let Err(e) = live.free(&task).await {
@@ -100,7 +104,7 @@ impl Sandbox {
     }
 }
 
-fn exit_of(process: &Process) -> Exit {
+pub(crate) fn exit_of(process: &Process) -> Exit {
     let never = Exit {
         pid: process.pid(),
         status: 0,
@@ -132,7 +136,7 @@ impl Live {
     }
 
     /// Runs the hooks of a container that is gone, once.
-    async fn run_poststop(&self, task: &Task) {
+    pub(crate) async fn run_poststop(&self, task: &Task) {
         let hooks = task.hooks.borrow_mut().take();
         if let Some(hooks) = hooks {
             self.after_stop(task, &hooks).await;
@@ -140,7 +144,7 @@ impl Live {
     }
 
     /// Removes the task's cgroup.
-    async fn free(&self, task: &Task) -> Result<(), Error> {
+    pub(crate) async fn free(&self, task: &Task) -> Result<(), Error> {
         let Some(cgroup) = task.cgroup.borrow_mut().take() else {
             return Ok(());
         };

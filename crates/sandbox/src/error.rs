@@ -50,6 +50,12 @@ pub enum Error {
     Died { last: &'static str },
     #[error("container {id:?} already exists")]
     ContainerExists { id: String },
+    #[error("container {id:?} was started already")]
+    ContainerStarted { id: String },
+    #[error("sandbox is not in started state, cannot start subcontainer {id:?}: state={state}")]
+    RootNotStarted { id: String, state: &'static str },
+    #[error("{field}: {reason}")]
+    Subcontainer { field: &'static str, reason: String },
     #[error("exec {exec:?} of container {id:?} already exists")]
     ExecExists { id: String, exec: String },
     #[error("sandbox {id:?} already exists")]
@@ -189,6 +195,8 @@ impl Error {
             | Self::Finished => Kind::NotFound,
             Self::NoMetrics { .. }
             | Self::WithoutSandbox { .. }
+            | Self::ContainerStarted { .. }
+            | Self::RootNotStarted { .. }
             | Self::State { .. }
             | Self::NotRunning { .. }
             | Self::NoTty { .. }
@@ -197,6 +205,7 @@ impl Error {
             | Self::PodNotPaused { .. } => Kind::FailedPrecondition,
             Self::NoStream
             | Self::NoPipe
+            | Self::Subcontainer { .. }
             | Self::LongValue { .. }
             | Self::PassFile { .. }
             | Self::BadSignal { .. }

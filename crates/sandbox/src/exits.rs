@@ -60,7 +60,7 @@ impl Sandbox {
             live.keep_stats(&task);
             live.tell_last_oom(&task, ended.status);
             live.end_task(&task, ended);
-            if live.root {
+            if live.root && task.id == live.record.id {
                 live.kill_init();
             }
         });
@@ -128,7 +128,7 @@ impl Live {
     }
 
     /// Kills every process of the container's cgroup and waits until none is left.
-    async fn kill_cgroup(&self, task: &Task, deadline: Duration) -> Result<(), Error> {
+    pub(crate) async fn kill_cgroup(&self, task: &Task, deadline: Duration) -> Result<(), Error> {
         let until = Instant::now() + deadline;
         loop {
             let step = task.cgroup.borrow().as_ref().map_or(Ok(true), killed);

@@ -75,6 +75,7 @@ mod stacks;
 mod stage;
 mod start;
 mod state;
+mod subcontainer;
 mod task;
 mod update;
 mod usage;

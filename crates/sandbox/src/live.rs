@@ -1,7 +1,7 @@
 //! A living sandbox: what its verbs share.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
@@ -40,6 +40,8 @@ pub(crate) struct Live {
     pub(crate) mntns: OwnedFd,
     pub(crate) pidns: OwnedFd,
     pub(crate) tasks: RefCell<BTreeMap<String, Rc<Task>>>,
+    /// Ids of containers that were destroyed, the last ones.
+    pub(crate) destroyed: RefCell<VecDeque<String>>,
     pub(crate) events: UnboundedSender<Event>,
     /// What the events count up; `None`: nobody asked for metrics.
     pub(crate) counts: Option<Box<Counts>>,
@@ -120,6 +122,10 @@ impl Live {
             counts.count(&event, pause);
         }
         self.tell_listeners(&event);
+        let of = self.tasks.borrow().get(event.container()).cloned();
+        if of.is_some_and(|task| task.untold) {
+            return;
+        }
         // Nobody listens any more: the shim is on its way out.
         if self.events.send(event).is_err() {
             log::debug!("call=Event result=NotFound");

@@ -164,6 +164,8 @@ pub(crate) struct Task {
     /// What an exec needs; set when the container is made.
     pub(crate) inside: RefCell<Option<Inside>>,
     pub(crate) kind: Kind,
+    /// Made by [`crate::Sandbox::create_subcontainer`]: the sandbox's maker is told nothing of it.
+    pub(crate) untold: bool,
     /// Frozen by the pause of the whole pod.
     pub(crate) held: Cell<bool>,
     /// Only one pause, resume, update or delete at a time.
@@ -201,6 +203,15 @@ pub(crate) struct Limits {
 
 impl Task {
     pub(crate) fn new(id: &str, bundle: PathBuf, kind: Kind) -> Rc<Self> {
+        Self::with(id, bundle, kind, false)
+    }
+
+    /// A container that the sandbox's maker is told nothing of.
+    pub(crate) fn untold(id: &str, bundle: PathBuf) -> Rc<Self> {
+        Self::with(id, bundle, Kind::Container, true)
+    }
+
+    fn with(id: &str, bundle: PathBuf, kind: Kind, untold: bool) -> Rc<Self> {
         Rc::new(Self {
             id: id.to_owned(),
             bundle,
@@ -213,6 +224,7 @@ impl Task {
             hooks: RefCell::default(),
             inside: RefCell::default(),
             kind,
+            untold,
             held: Cell::new(false),
             busy: tokio::sync::Mutex::new(()),
         })

@@ -543,6 +543,55 @@ async fn an_exec_with_a_terminal_has_its_size_and_ends_its_output() {
 }
 
 #[tokio::test]
+async fn containers_of_the_control_socket_are_none_of_containerds_and_end_with_its_pod() {
+    let node = node().await;
+    let images = Images::of(&node);
+    let pod = pod(&node, &images, &berm()).await;
+    let container = started(&pod, &images, &SLEEP).await;
+    // Nobody but the socket hears of this one.
+    let bundle = prepared(&pod, &images, &SLEEP).await;
+    let spec = std::fs::read(bundle.bundle().path().join("config.json")).unwrap();
+    let mut spec: serde_json::Value = serde_json::from_slice(&spec).unwrap();
+    let layers = images.busybox.layers().iter();
+    let mut layers = layers.filter(|layer| layer.join("bin/busybox").exists());
+    spec["root"]["path"] = serde_json::json!(layers.next().unwrap());
+    let socket = format!("/run/berm/{}/{}/control.sock", node.namespace(), pod.id());
+    let mut client = berm_sandbox::urpc::Client::connect(Path::new(&socket)).unwrap();
+    let mut call = |method: &str, arg: serde_json::Value| {
+        let method = format!("containerManager.{method}");
+        let called: (serde_json::Value, _) = client.call(&method, &arg, &[]).unwrap();
+        called.0
+    };
+    call("CreateSubcontainer", serde_json::json!({"CID": "own"}));
+    call("CreateSubcontainer", serde_json::json!({"CID": "taken"}));
+    call(
+        "StartSubcontainer",
+        serde_json::json!({"CID": "own", "Spec": spec}),
+    );
+    assert_eq!(call("ContainerRuntimeState", "own".into()), 2);
+
+    let task = container.task().unwrap().clone();
+    for id in ["own", "taken"] {
+        let answers = [
+            kind(task.state(id, "").await),
+            kind(task.start(id, "").await),
+            kind(task.kill(id, "", SIGKILL, true).await),
+            kind(task.delete(id, "").await),
+            kind(task.wait(id, "").await),
+            kind(task.pids(id).await),
+            kind(task.stats(id).await),
+            kind(task.pause(id).await),
+        ];
+        assert_eq!(answers, [Some(Kind::NotFound); 8], "{id}");
+        assert_eq!(task.connect(id).await.unwrap().task_pid, 0);
+    }
+    assert_eq!(call("ContainerRuntimeState", "own".into()), 2);
+    pod.stop(vec![container]).await.unwrap();
+    assert_eq!(node.events().of("own").len(), 0);
+    assert!(!Path::new(&socket).exists());
+}
+
+#[tokio::test]
 async fn a_shutdown_while_containers_are_left_is_remembered() {
     let node = node().await;
     let images = Images::of(&node);

@@ -40,6 +40,7 @@ mod port_forward;
 mod process;
 mod refused;
 mod rootfs;
+mod subcontainer;
 mod tmpfs;
 mod usage;
 mod wire;
@@ -103,6 +104,7 @@ fn main() -> ExitCode {
         dead::CASES,
         control::CASES,
         wire::CASES,
+        subcontainer::CASES,
         independent::CASES,
         bad_input::CASES,
         pause::CASES,

@@ -132,9 +132,12 @@ impl Pod {
 
     /// The sandbox, for a call that names a container.
     /// # Errors
-    /// `NotFound`: without a sandbox there is no container.
+    /// `NotFound` for what this door has not made: without a sandbox there is no container, and
+    /// those that the control socket made are no business of containerd's.
     pub(super) fn sandbox_of(&self, id: &str) -> Result<Sandbox, Error> {
+        let known = self.containers.borrow().contains_key(id);
         self.sandbox()
+            .filter(|_| known)
             .ok_or_else(|| Error::NoContainer { id: id.to_owned() })
     }
 

@@ -55,7 +55,8 @@ fn status(status: Status) -> WireStatus {
 /// Pids of the shim and of the task; 0 for an id that is not there.
 pub(super) async fn connect(pod: Rc<Pod>, req: ConnectRequest) -> Result<ConnectResponse, Error> {
     let task_pid = pod
-        .sandbox()
+        .sandbox_of(&req.id)
+        .ok()
         .and_then(|sandbox| sandbox.pid(&req.id))
         .unwrap_or_default();
     Ok(ConnectResponse {
