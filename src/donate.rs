@@ -9,6 +9,7 @@ use berm_sandbox::{Donated, PassFile};
 use rustix::fs::OFlags;
 
 use crate::error::Error;
+use crate::terminal;
 
 /// What a command is given beside its streams.
 #[derive(Debug, Default, clap::Args)]
@@ -20,9 +21,21 @@ pub(crate) struct Donate {
     /// A program of the host that is run in place of the one that the command names
     #[arg(long, value_name = "PATH")]
     exec_file: Option<PathBuf>,
+    /// Give the command's terminal to who listens on this unix socket, instead of connecting it to
+    /// this one
+    #[arg(long, value_name = "PATH", requires = "tty")]
+    console_socket: Option<PathBuf>,
 }
 
 impl Donate {
+    /// Refuses a terminal that nobody would have: neither this one nor a socket takes it.
+    pub(crate) fn require_terminal(&self, tty: bool) -> Result<(), Error> {
+        match (tty, &self.console_socket) {
+            (true, None) => terminal::require(),
+            _ => Ok(()),
+        }
+    }
+
     /// The files themselves. To be called first: what berm opens has a number as well.
     pub(crate) fn take(&self) -> Result<Donated, Error> {
         let pass = |&(host, guest): &(i32, i32)| {
@@ -36,6 +49,7 @@ impl Donate {
         Ok(Donated {
             pass_files: self.pass_fd.iter().map(pass).collect::<Result<_, _>>()?,
             exec_file: self.exec_file.as_deref().map(open).transpose()?,
+            console_socket: self.console_socket.clone(),
         })
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use berm_sandbox::urpc::{Client, Empty};
-use berm_sandbox::{Config, Donated};
+use berm_sandbox::{Config, ConsoleSocket, Donated};
 use serde_json::{Value, json};
 
 use crate::donate::Donate;
@@ -50,7 +50,8 @@ pub(crate) fn main(args: Args, config: &Config) -> ExitCode {
     let donated = args.donate.take();
     let ended = donated.and_then(|donated| {
         let runtime = crate::runtime()?;
-        let ended = runtime.block_on(exec(args, config, donated));
+        let local = tokio::task::LocalSet::new();
+        let ended = local.block_on(&runtime, exec(args, config, donated));
         // A wait that was given up may still be blocked.
         runtime.shutdown_background();
         ended
@@ -67,9 +68,11 @@ pub(crate) fn main(args: Args, config: &Config) -> ExitCode {
 async fn exec(args: Args, config: &Config, donated: Donated) -> Result<u8, Error> {
     let target = Target::find(config, &args.id)?;
     let container = target.container()?;
-    if args.tty {
-        terminal::require()?;
-    }
+    args.donate.require_terminal(args.tty)?;
+    let console = match &donated.console_socket {
+        Some(path) => Some(ConsoleSocket::connect(path, config.stage_deadline).await?),
+        None => None,
+    };
     let record = target.pod.containers.iter().find(|c| c.id == container);
     let process = record.map_or(Value::Null, |record| process_of(&record.bundle));
     let mut client = target.pod.connect()?;
@@ -91,9 +94,29 @@ async fn exec(args: Args, config: &Config, donated: Donated) -> Result<u8, Error
     let (pid, fds): (i32, _) = client.call("containerManager.ExecuteAsync", &request, &files)?;
     drop(donated);
     let mut second = target.pod.connect()?;
+    let mut signal = |signal: u32| -> Result<(), Error> {
+        let signal = json!({"CID": container, "Signo": signal, "PID": pid, "Mode": 0});
+        let sent: Result<(Empty, _), _> = second.call("containerManager.Signal", &signal, &[]);
+        sent.map(drop).map_err(Error::from)
+    };
+    let mut master = fds.into_iter().next();
+    if let Some(console) = console {
+        let given = match master.take() {
+            Some(master) => console.send(master).map_err(Error::from),
+            None => Err(Error::Argument {
+                what: "--console-socket".into(),
+                reason: "the sandbox has sent no terminal",
+            }),
+        };
+        // A command whose terminal nobody has is of no use to anybody.
+        if given.is_err() {
+            signal(KILL)?;
+        }
+        given?;
+    }
     let wait = json!({"PID": pid, "CID": container});
     let mut waiting = tokio::task::spawn_blocking(move || wait_for(client, &wait));
-    let mut attached = std::pin::pin!(attach(fds.into_iter().next()));
+    let mut attached = std::pin::pin!(attach(master));
     let mut open = true;
     let word = loop {
         tokio::select! {
@@ -102,10 +125,9 @@ async fn exec(args: Args, config: &Config, donated: Donated) -> Result<u8, Error
                 open = false;
                 attached?;
             }
-            signal = signals.next() => {
-                let signal = json!({"CID": container, "Signo": signal, "PID": pid, "Mode": 0});
+            number = signals.next() => {
                 // It may have ended just now: its exit code tells.
-                let _: Result<(Empty, _), _> = second.call("containerManager.Signal", &signal, &[]);
+                let _: Result<(), Error> = signal(number);
             }
         }
     };
@@ -122,6 +144,8 @@ async fn exec(args: Args, config: &Config, donated: Donated) -> Result<u8, Error
     }
     Ok(code)
 }
+
+const KILL: u32 = 9;
 
 async fn attach(master: Option<OwnedFd>) -> Result<(), Error> {
     match master {

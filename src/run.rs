@@ -137,9 +137,7 @@ pub(crate) fn main(args: Args) -> ExitCode {
 const NAMESPACE: &str = "berm";
 
 async fn run(args: &Args, donated: Donated) -> Result<u32, Error> {
-    if args.tty {
-        terminal::require()?;
-    }
+    args.donate.require_terminal(args.tty)?;
     let host = Rc::new(Host::detect(Config::default())?);
     let (events, _nobody_listens) = tokio::sync::mpsc::unbounded_channel();
     let spec = serde_json::to_vec(&spec(args))?;

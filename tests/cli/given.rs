@@ -1,10 +1,15 @@
 //! What `berm run` and `berm exec` are given beyond a command.
 
+use std::fs::File;
+use std::io::{IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
 
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::world::{World, berm, json, output, ready, text};
+use crate::world::{World, berm, code, expect, json, output, ready, text};
 
 #[test]
 fn a_sandbox_dies_with_a_berm_run_that_is_killed_and_the_next_one_sweeps_what_is_left() {
@@ -112,5 +117,73 @@ fn run_and_exec_run_a_program_of_the_host_under_the_name_that_the_command_gives_
         assert!(said.contains(want), "{said}");
     }
     std::fs::remove_file(&own).unwrap();
+    assert_eq!(world.end(run), 137);
+}
+
+/// The terminal that somebody sends to the socket.
+fn terminal_of(listener: &UnixListener) -> File {
+    assert!(ready(listener), "somebody connects");
+    let (stream, _) = listener.accept().unwrap();
+    let mut bytes = [0; 64];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut iov = [IoSliceMut::new(&mut bytes)];
+    let got = recvmsg(&stream, &mut iov, &mut control, RecvFlags::CMSG_CLOEXEC).unwrap();
+    let fd = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    assert_eq!(&bytes[..got.bytes], b"/dev/ptmx");
+    File::from(fd.unwrap())
+}
+
+#[test]
+fn the_terminal_of_run_and_exec_goes_to_the_console_socket() {
+    let world = World::new();
+    let path = world.dir.join("console.sock");
+    let socket = path.to_str().unwrap();
+    let listener = UnixListener::bind(&path).unwrap();
+    let script = "echo go; read line; echo got $line; exit 6";
+    let to_socket = ["-t", "--console-socket", socket];
+    let run = world.run(&to_socket, script).spawn().unwrap();
+    let mut master = terminal_of(&listener);
+    expect(&mut master, "go");
+    let exec = ["exec", "-t", "--console-socket", socket, &world.name];
+    let mut exec = berm(&exec);
+    let exec = exec.args(["--", "sh", "-c", script]).spawn().unwrap();
+    let mut second = terminal_of(&listener);
+    second.write_all(b"two\r").unwrap();
+    expect(&mut second, "got two");
+    assert_eq!(code(exec), 6);
+    master.write_all(b"one\r").unwrap();
+    expect(&mut master, "got one");
+    assert_eq!(code(run), 6);
+    world.assert_gone();
+}
+
+#[test]
+fn a_console_socket_that_cannot_be_used_is_refused_and_nothing_runs() {
+    let world = World::new();
+    let run = world.background("exec sleep 1000");
+    let name = world.name.as_str();
+    let root = world.dir.to_str().unwrap();
+    let deaf = world.dir.join("deaf.sock");
+    drop(UnixListener::bind(&deaf).unwrap());
+    let deaf = deaf.to_str().unwrap();
+    for (options, code, want) in [
+        (&["--console-socket", deaf][..], 2, "--tty"),
+        (&["-t", "--console-socket", deaf], 125, "Connection refused"),
+        (&["-t", "--console-socket", "/no/such"], 125, "No such file"),
+    ] {
+        for mut args in [vec!["exec", name], vec!["run", "--rootfs", root]] {
+            args.extend(options);
+            args.extend(["--", "touch", "/srv/ran"]);
+            let out = output(&args);
+            let said = text(&out.stderr);
+            assert_eq!(out.status.code(), Some(code), "{args:?}: {said}");
+            assert!(said.contains(want), "{args:?}: {said}");
+        }
+    }
+    assert!(!world.dir.join("srv/ran").exists());
     assert_eq!(world.end(run), 137);
 }

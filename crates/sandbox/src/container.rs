@@ -13,6 +13,7 @@ use berm_sys::sched::set_scheduler;
 use rustix::fs::{AtFlags, CWD, fstat, statat};
 
 use crate::api::{ContainerArgs, Created, Event};
+use crate::console::ConsoleSocket;
 use crate::error::{Error, io};
 use crate::exits::undo_cgroup;
 use crate::hooks::{self, Gated};
@@ -33,7 +34,7 @@ impl Sandbox {
     /// that failed. Nothing is left behind then, other containers are not touched.
     pub async fn create_container(&self, args: ContainerArgs) -> Result<Created, Error> {
         check_id(&args.id)?;
-        args.donated.check()?;
+        args.donated.check(args.terminal)?;
         let live = &self.0;
         if !self.is_running() {
             return Err(Error::SandboxGone { id: args.id });
@@ -112,8 +113,10 @@ impl Sandbox {
         } else {
             (cgroup.tasks()?, cgroup.birthplace())
         };
+        let deadline = live.host.config.stage_deadline;
+        let console = args.donated.console(deadline).await?;
         let donated = std::mem::take(&mut args.donated).lift()?;
-        let (mut stage, child_end) = Stage::new("Create", live.host.config.stage_deadline)?;
+        let (mut stage, child_end) = Stage::new("Create", deadline)?;
         let child_end = donated.lift(child_end)?;
         let hinted = live.hinted.borrow().clone();
         let job = Job {
@@ -147,6 +150,9 @@ impl Sandbox {
         }
         let init = outcome.init.take();
         let at_gate = outcome.at_gate;
+        if listened.is_ok() && at_gate {
+            listened = ConsoleSocket::take(console, &mut outcome);
+        }
         let init = match (listened, init) {
             (Ok(()), Some(init)) if at_gate => init,
             (failed, init) => {

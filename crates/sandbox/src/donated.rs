@@ -2,9 +2,12 @@
 //! and the program itself.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 
+use crate::console::{self, ConsoleSocket};
 use crate::error::{Error, call};
 
 /// What a process is given beside its streams; usually nothing.
@@ -23,6 +26,10 @@ pub struct Donated {
     /// namespace can write to the file by `/proc/self/exe` unless it is sealed, or read-only by
     /// its mount.
     pub exec_file: Option<OwnedFd>,
+    /// Path of the unix stream socket on which somebody waits for the terminal's master, in place
+    /// of the caller; the process must have a terminal. The connection is made first; a process
+    /// whose terminal cannot be given away after that is ended.
+    pub console_socket: Option<PathBuf>,
 }
 
 /// A file of the host's that a process finds open.
@@ -36,8 +43,10 @@ pub struct PassFile {
 }
 
 impl Donated {
-    /// Refuses numbers that no file of the process can have.
-    pub(crate) fn check(&self) -> Result<(), Error> {
+    /// Refuses numbers that no file of the process can have, and a socket for a terminal that it
+    /// does not have.
+    pub(crate) fn check(&self, terminal: bool) -> Result<(), Error> {
+        console::check(self.console_socket.as_deref(), terminal)?;
         let mut seen: Vec<i32> = Vec::with_capacity(self.pass_files.len());
         for PassFile { guest, .. } in &self.pass_files {
             let reason = match guest {
@@ -55,6 +64,14 @@ impl Donated {
             });
         }
         Ok(())
+    }
+
+    /// Connects to who waits for the terminal.
+    pub(crate) async fn console(&self, deadline: Duration) -> Result<Option<ConsoleSocket>, Error> {
+        match &self.console_socket {
+            Some(path) => ConsoleSocket::connect(path, deadline).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// For a stage child, which must not lose one of them when it puts another in its place: all
@@ -136,12 +153,12 @@ mod tests {
             (&[-1], "pass_files -1: is no number"),
             (&[7, 8, 7], "pass_files 7: is there twice"),
         ] {
-            let error = of(guests).check().unwrap_err();
+            let error = of(guests).check(false).unwrap_err();
             assert!(error.to_string().starts_with(want), "{error}");
             assert_eq!(error.kind(), berm_sys::Kind::InvalidArgument);
         }
-        of(&[]).check().unwrap();
-        of(&[9, 3, 1000]).check().unwrap();
+        of(&[]).check(false).unwrap();
+        of(&[9, 3, 1000]).check(false).unwrap();
     }
 
     #[test]

@@ -37,6 +37,12 @@ pub enum Error {
         reason: String,
         kind: Kind,
     },
+    #[error("console_socket {path:?}: {reason}")]
+    ConsoleSocket {
+        path: PathBuf,
+        reason: String,
+        kind: Kind,
+    },
     #[error("{field} {path:?}: {reason}")]
     Hook {
         field: String,
@@ -172,7 +178,9 @@ impl Error {
             Self::Control(e) => e.kind(),
             Self::Stage(e) => e.kind(),
             Self::Metrics(e) => e.kind(),
-            Self::Hook { kind, .. } | Self::Listener { kind, .. } => *kind,
+            Self::Hook { kind, .. }
+            | Self::Listener { kind, .. }
+            | Self::ConsoleSocket { kind, .. } => *kind,
             Self::Step(failure) => Kind::parse(&failure.kind).unwrap_or(Kind::Internal),
             Self::Deadline { .. } | Self::Slow { .. } | Self::LoggerSilent { .. } => {
                 Kind::DeadlineExceeded
@@ -219,6 +227,15 @@ impl Error {
             }
             Self::Record { .. } => Kind::Internal,
         }
+    }
+
+    /// Text and kind, of a stage child's failure without the name of its step.
+    pub(crate) fn plain(&self) -> (String, Kind) {
+        let text = match self {
+            Self::Step(failure) => failure.text.clone(),
+            other => other.chain(),
+        };
+        (text, self.kind())
     }
 
     /// The error with its causes, outermost first.

@@ -9,6 +9,7 @@ use berm_stage::{Filter, Job};
 use berm_sys::sched;
 
 use crate::api::{Created, Event, Stdio};
+use crate::console::ConsoleSocket;
 use crate::donated::{Donated, Lifted};
 use crate::error::{Error, io};
 use crate::live::{Live, Sandbox};
@@ -96,10 +97,10 @@ impl Sandbox {
         stdio: Stdio,
         donated: Donated,
     ) -> Result<Created, Error> {
-        donated.check()?;
         let live = &self.0;
         let task = live.task(id)?;
         let entry = task.exec(exec)?;
+        donated.check(entry.has_terminal())?;
         running(&task)?;
         live.may_run("run a command in", id)?;
         entry.process.happen(Happening::Start)?;
@@ -129,6 +130,7 @@ impl Sandbox {
     ) -> Result<Created, Error> {
         let plan = exec.plan.borrow_mut().take();
         let plan = plan.ok_or(Error::Died { last: "ExecPlan" })?;
+        let console = donated.console(self.0.host.config.stage_deadline).await?;
         let donated = donated.lift()?;
         let (mut stage, forked) = self.0.fork_exec(task, &plan, &stdio, &donated)?;
         let mut outcome = Outcome::default();
@@ -137,6 +139,7 @@ impl Sandbox {
             .until_exec(&mut stage, child, task, &mut outcome)
             .await?;
         drop((stdio, donated));
+        ConsoleSocket::take(console, &mut outcome)?;
         let pid = forked.pid()?;
         let child = Rc::new(forked.into_child()?);
         exec.process.set_child(pid, &child);

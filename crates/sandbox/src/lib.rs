@@ -36,6 +36,7 @@ mod change_logging;
 mod check;
 mod cleanup;
 mod config;
+mod console;
 mod container;
 mod control;
 mod create;
@@ -92,6 +93,7 @@ pub use change_logging::{ChangeLogging, LogChange};
 pub use check::{Finding, Verdict, check};
 pub use cleanup::{cleanup, sweep_dead};
 pub use config::Config;
+pub use console::ConsoleSocket;
 pub use donated::{Donated, PassFile};
 pub use error::Error;
 pub use explain::{

@@ -8,7 +8,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use berm_plan::Listener;
 use berm_stage::ListenerJob;
-use berm_sys::Kind;
 use berm_sys::process::pidfd_getfd;
 
 use crate::api::Status;
@@ -93,13 +92,7 @@ impl Live {
 }
 
 fn refused(agent: &Listener, error: &Error) -> Error {
-    let (reason, kind) = match error {
-        Error::Step(failure) => (
-            failure.text.clone(),
-            Kind::parse(&failure.kind).unwrap_or(Kind::Internal),
-        ),
-        other => (other.chain(), other.kind()),
-    };
+    let (reason, kind) = error.plain();
     Error::Listener {
         path: agent.path.clone(),
         reason,

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::SystemTime;
 
 use berm_cgroup::{Cgroup, DeviceRule, Resources, Stats};
-use berm_plan::{ExecBase, ExecPlan, Hooks, PidNs};
+use berm_plan::{ExecBase, ExecPlan, Hooks, PidNs, Step};
 use berm_stage::Filter;
 use tokio::sync::watch;
 
@@ -143,6 +143,17 @@ pub(crate) struct Exec {
     /// Made by the control socket: containerd did not ask for it and is told nothing of it.
     pub(crate) untold: bool,
     pub(crate) plan: RefCell<Option<ExecPlan>>,
+}
+
+impl Exec {
+    /// True if it is still to be started, with a terminal.
+    pub(crate) fn has_terminal(&self) -> bool {
+        let plan = self.plan.borrow();
+        let steps = plan.iter().flat_map(|plan| &plan.steps);
+        steps
+            .into_iter()
+            .any(|step| matches!(step, Step::Pty { .. }))
+    }
 }
 
 /// A container, or the sandbox itself as a task.

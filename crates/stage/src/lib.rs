@@ -29,7 +29,7 @@ mod stdio;
 
 pub use apply::attr_of;
 pub use aside::spawn_aside;
-pub use connect::spawn_connect;
+pub use connect::{spawn_connect, spawn_connect_unix};
 pub use error::Error;
 pub use filter::Filter;
 pub use hinted::{PodTmpfsJob, spawn_pod_tmpfs};

@@ -10,11 +10,9 @@ use std::path::Path;
 
 use berm_sys::process;
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
-    SocketFlags, SocketType, connect, send, sendmsg, socket_with,
-};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, send, sendmsg};
 
+use crate::connect::connect_unix;
 use crate::error::{Error, call, sys};
 use crate::spawn::finish;
 
@@ -39,15 +37,7 @@ impl ListenerJob<'_> {
 
     fn hand_over(&self) -> Result<(), Error> {
         process::close_all_but(&[self.report, self.listener]).map_err(sys("close_range()"))?;
-        let address = SocketAddrUnix::new(self.path).map_err(call("sockaddr_un"))?;
-        let socket = socket_with(
-            AddressFamily::UNIX,
-            SocketType::STREAM,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .map_err(call("socket()"))?;
-        connect(&socket, &address).map_err(call("connect()"))?;
+        let socket = connect_unix(self.path)?;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         let fds = [self.listener];

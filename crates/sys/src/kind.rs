@@ -66,9 +66,12 @@ impl Kind {
         match errno {
             libc::ENOENT | libc::ESRCH | libc::ENODEV => Self::NotFound,
             libc::EEXIST => Self::AlreadyExists,
-            libc::EINVAL | libc::ENAMETOOLONG | libc::ELOOP | libc::ENOTDIR | libc::E2BIG => {
-                Self::InvalidArgument
-            }
+            libc::EINVAL
+            | libc::ENAMETOOLONG
+            | libc::ELOOP
+            | libc::ENOTDIR
+            | libc::E2BIG
+            | libc::EPROTOTYPE => Self::InvalidArgument,
             libc::EPERM | libc::EACCES | libc::EROFS => Self::Denied,
             libc::ENOSYS | libc::EOPNOTSUPP => Self::NotSupported,
             libc::EBUSY | libc::ENOTEMPTY => Self::FailedPrecondition,

@@ -1,22 +1,27 @@
 //! What few callers ask for: that a sandbox dies with them, that a process is given files.
 
 use std::fs::{File, Permissions};
-use std::io::Read;
+use std::io::{IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use berm_sandbox::{Donated, Error, PassFile, Record, sweep_dead};
+use berm_sandbox::{Config, ConsoleSocket, Donated, Error, PassFile, Record, sweep_dead};
 use berm_sys::Kind;
 use berm_testkit::cases::Case;
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, Mode, OFlags, fcntl_getfl, openat};
+use rustix::io::Errno;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::pty::{OpenptFlags, openpt};
 use serde_json::json;
 
 use crate::container::process;
 use crate::dead::{MINUTE, Shim, assert_dead, clean, fill};
-use crate::world::{NAMESPACE, Place, Pod, World, world};
+use crate::world::{NAMESPACE, Place, Pod, World, world, world_with};
 
 pub(crate) const CASES: &[Case] = berm_testkit::cases![
     every_process_of_an_attached_sandbox_dies_with_its_caller_and_a_sweep_removes_the_rest,
@@ -32,6 +37,11 @@ pub(crate) const CASES: &[Case] = berm_testkit::cases![
     a_donated_program_is_closed_when_it_runs_and_leaves_passed_files_their_numbers,
     a_script_cannot_be_a_donated_program_and_its_interpreter_can,
     what_cannot_be_executed_is_refused_as_a_donated_program,
+    the_terminal_of_a_container_goes_to_the_console_socket_as_runc_sends_it,
+    the_terminal_of_an_exec_goes_to_the_console_socket_as_runc_sends_it,
+    a_console_socket_without_a_terminal_or_without_a_listener_is_refused,
+    a_console_socket_that_takes_no_connection_is_given_up_at_the_deadline,
+    a_terminal_for_somebody_who_has_gone_is_refused,
 ];
 
 async fn attached(w: &World) -> Result<Pod<'_>, Error> {
@@ -322,6 +332,7 @@ fn a_donated_program_is_closed_when_it_runs_and_leaves_passed_files_their_number
         let donated = |exec_file: File| Donated {
             pass_files: vec![pass(number, File::open(&other).unwrap())],
             exec_file: Some(exec_file.into()),
+            ..Donated::default()
         };
         let want = [0, 1, 2, number, 7777];
         let copy = open.try_clone().unwrap();
@@ -402,5 +413,199 @@ fn what_cannot_be_executed_is_refused_as_a_donated_program() {
             }
         }
         c.end().await;
+    });
+}
+
+/// Somebody who waits for a terminal.
+struct Console {
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+impl Console {
+    fn new(w: &World) -> Self {
+        let path = w.dir.join("console.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        Self { path, listener }
+    }
+
+    fn ask(&self) -> Donated {
+        Donated {
+            console_socket: Some(self.path.clone()),
+            ..Donated::default()
+        }
+    }
+
+    /// The terminal and the name that came with it.
+    fn terminal(self) -> (String, File) {
+        std::fs::remove_file(&self.path).unwrap();
+        let (stream, _) = self.listener.accept().unwrap();
+        let mut bytes = [0; 64];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut iov = [IoSliceMut::new(&mut bytes)];
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let got = recvmsg(&stream, &mut iov, &mut control, flags).unwrap();
+        let mut fds = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(more) = message {
+                fds.extend(more);
+            }
+        }
+        assert_eq!(fds.len(), 1);
+        let mut rest = Vec::new();
+        (&stream).read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, [0; 0], "one message and the end");
+        let name = String::from_utf8_lossy(&bytes[..got.bytes]).into_owned();
+        (name, File::from(fds.remove(0)))
+    }
+}
+
+/// Reads a terminal until its other side hangs up.
+fn shown(mut master: File) -> String {
+    let mut text = Vec::new();
+    let mut some = [0; 1024];
+    loop {
+        match master.read(&mut some) {
+            Ok(len) => text.extend_from_slice(&some[..len]),
+            Err(e) => {
+                assert_eq!(e.raw_os_error(), Some(Errno::IO.raw_os_error()));
+                return String::from_utf8(text).unwrap();
+            }
+        }
+    }
+}
+
+/// Reads a line of the terminal, then says how large it is.
+const AT_TERMINAL: &str = "read line; echo got $line; stty size; exit 3";
+
+fn the_terminal_of_a_container_goes_to_the_console_socket_as_runc_sends_it() {
+    world(async |w| {
+        let pod = w.pod().await;
+        let console = Console::new(w);
+        let container = pod.sh(AT_TERMINAL).terminal(20, 50);
+        let made = container.donate(|d| *d = console.ask()).create().await;
+        let made = made.unwrap();
+        assert!(made.terminal.is_none(), "it went to the socket");
+        // It is there before the container is started.
+        let (name, mut master) = console.terminal();
+        assert_eq!(name, "/dev/ptmx");
+        assert!(!fcntl_getfl(&master).unwrap().contains(OFlags::NONBLOCK));
+        made.start().await.unwrap();
+        master.write_all(b"hello\r").unwrap();
+        assert_eq!(made.wait().await.status, 3);
+        assert_eq!(shown(master), "hello\r\ngot hello\r\n20 50\r\n");
+        made.delete().await.unwrap();
+    });
+}
+
+fn the_terminal_of_an_exec_goes_to_the_console_socket_as_runc_sends_it() {
+    world(async |w| {
+        let pod = w.pod().await;
+        let c = pod.container(&["/bin/sleep", "1000"]).run().await;
+        let console = Console::new(w);
+        let mut p = process(&["/bin/sh", "-c", AT_TERMINAL]);
+        p["terminal"] = json!(true);
+        p["consoleSize"] = json!({"height": 7, "width": 9});
+        c.start_exec_with("e", &p, console.ask()).await.unwrap();
+        let (name, mut master) = console.terminal();
+        assert_eq!(name, "/dev/ptmx");
+        master.write_all(b"hello\r").unwrap();
+        let sandbox = &pod.sandbox;
+        assert_eq!(sandbox.wait(&c.id, Some("e")).await.unwrap().status, 3);
+        assert_eq!(shown(master), "hello\r\ngot hello\r\n7 9\r\n");
+        sandbox.delete(&c.id, Some("e")).await.unwrap();
+        c.end().await;
+    });
+}
+
+fn a_console_socket_without_a_terminal_or_without_a_listener_is_refused() {
+    world(async |w| {
+        let pod = w.pod().await;
+        let c = pod.container(&["/bin/sleep", "1000"]).run().await;
+        let deaf = w.dir.join("deaf.sock");
+        drop(UnixListener::bind(&deaf).unwrap());
+        let packets = w.dir.join("packets.sock");
+        let _datagrams = UnixDatagram::bind(&packets).unwrap();
+        let long = w.dir.join("x".repeat(120));
+        for (path, terminal, want, kind) in [
+            (
+                &deaf,
+                false,
+                "the process has no terminal",
+                Kind::InvalidArgument,
+            ),
+            (
+                &deaf,
+                true,
+                "connect(): Connection refused",
+                Kind::Unavailable,
+            ),
+            (
+                &w.dir.join("none"),
+                true,
+                "connect(): No such file",
+                Kind::NotFound,
+            ),
+            (
+                &packets,
+                true,
+                "connect(): Protocol wrong type",
+                Kind::InvalidArgument,
+            ),
+            (
+                &long,
+                true,
+                "sockaddr_un: File name too long",
+                Kind::InvalidArgument,
+            ),
+        ] {
+            let donated = || Donated {
+                console_socket: Some(path.clone()),
+                ..Donated::default()
+            };
+            let mut container = pod.sh("true").donate(|d| *d = donated());
+            let mut p = process(&["/bin/true"]);
+            if terminal {
+                container = container.terminal(1, 1);
+                p["terminal"] = json!(true);
+            }
+            let of_exec = c.exec_with(&p, donated()).await.unwrap_err();
+            for error in [container.refused().await, of_exec] {
+                let said = error.chain();
+                assert!(said.contains(want), "{said}");
+                assert!(said.starts_with("console_socket \"/"), "{said}");
+                assert_eq!(error.kind(), kind, "{said}");
+            }
+        }
+        c.end().await;
+    });
+}
+
+fn a_console_socket_that_takes_no_connection_is_given_up_at_the_deadline() {
+    let soon = |config: &mut Config| config.stage_deadline = Duration::from_secs(3);
+    world_with(soon, async |w| {
+        let pod = w.pod().await;
+        let console = Console::new(w);
+        // With no room in its queue the next one waits.
+        rustix::net::listen(&console.listener, 0).unwrap();
+        let _first = UnixStream::connect(&console.path).unwrap();
+        let container = pod.sh("true").terminal(1, 1);
+        let error = container.donate(|d| *d = console.ask()).refused().await;
+        assert_eq!(error.kind(), Kind::DeadlineExceeded, "{error}");
+        let want = "nobody took the connection within 3 s";
+        assert!(error.chain().contains(want), "{error}");
+    });
+}
+
+fn a_terminal_for_somebody_who_has_gone_is_refused() {
+    world(async |w| {
+        let console = Console::new(w);
+        let socket = ConsoleSocket::connect(&console.path, MINUTE).await.unwrap();
+        drop(console);
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC);
+        let error = socket.send(master.unwrap()).unwrap_err();
+        assert_eq!(error.kind(), Kind::Unavailable);
+        assert!(error.to_string().contains("console.sock"), "{error}");
     });
 }
