@@ -28,9 +28,10 @@ mod terminal;
 mod usage;
 mod wait;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use berm_sandbox::Config;
+use berm_sandbox::{Config, rootless};
 use clap::{Parser, Subcommand};
 
 /// Sandboxes for pods: see what runs, look inside, try one in ten seconds
@@ -50,7 +51,12 @@ Exit codes:
   run and exec give the command's own code: 128 + signal if it was killed,
   125 if it could not be started.
 
-Errors go to stderr as `berm: TEXT`. Must be run as root.";
+Errors go to stderr as `berm: TEXT`.
+
+Sandboxes are found in /run/berm; those of a user who is not root in
+$XDG_RUNTIME_DIR/berm, else in ~/.local/state/berm; or in $BERM_STATE_DIR.
+Without root, run and all that is about one's own sandboxes works; limits,
+pause and figures need cgroups, and cgroups need root.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -78,9 +84,9 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let config = Config::default();
+    let config = config();
     let done = match cli.command {
-        Command::Run(args) => return run::main(args),
+        Command::Run(args) => return run::main(args, config),
         Command::Exec(args) => return exec::main(args, &config),
         Command::Check(args) => return check::main(&args, &config),
         Command::List(args) => list::main(&args, &config),
@@ -108,6 +114,20 @@ fn main() -> ExitCode {
             e.code()
         }
     }
+}
+
+/// Directory of the sandboxes, if it is not the default.
+const STATE_DIR: &str = "BERM_STATE_DIR";
+
+/// An ordinary user has its sandboxes in a directory of its own.
+fn config() -> Config {
+    let mut config = Config::default();
+    let given = std::env::var_os(STATE_DIR).map(PathBuf::from);
+    let own = || rootless::is_needed().then(rootless::state_dir).flatten();
+    if let Some(dir) = given.or_else(own) {
+        config.state_dir = dir;
+    }
+    config
 }
 
 /// For the commands that wait for several things at once.

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 
 use berm_sandbox::{
-    Args as SandboxArgs, Config, ContainerArgs, Donated, Host, Sandbox, Spec, Stdio,
+    Args as SandboxArgs, Config, ContainerArgs, Donated, Host, Sandbox, Spec, Stdio, rootless,
 };
 use serde_json::{Value, json};
 
@@ -113,12 +113,11 @@ fn bytes(text: &str) -> Result<i64, String> {
     bytes.ok_or_else(|| "not within 1 byte to 8 EiB".to_owned())
 }
 
-pub(crate) fn main(args: Args) -> ExitCode {
-    let donated = args.donate.take();
-    let local = tokio::task::LocalSet::new();
-    let ended = donated.and_then(|donated| {
+pub(crate) fn main(args: Args, config: Config) -> ExitCode {
+    let ended = as_root(&config).and_then(|()| {
+        let donated = args.donate.take()?;
         let runtime = crate::runtime()?;
-        local.block_on(&runtime, run(&args, donated))
+        tokio::task::LocalSet::new().block_on(&runtime, run(&args, config, donated))
     });
     let code = match ended {
         Ok(code) => u8::try_from(code).unwrap_or(u8::MAX),
@@ -133,12 +132,21 @@ pub(crate) fn main(args: Args) -> ExitCode {
     ExitCode::from(code)
 }
 
+/// An ordinary user starts anew as root of a user namespace of its own.
+fn as_root(config: &Config) -> Result<(), Error> {
+    let variable = (crate::STATE_DIR, config.state_dir.as_os_str());
+    match rootless::is_needed() {
+        true => Ok(rootless::enter(variable).map(drop)?),
+        false => Ok(()),
+    }
+}
+
 /// In containerd's place.
 const NAMESPACE: &str = "berm";
 
-async fn run(args: &Args, donated: Donated) -> Result<u32, Error> {
+async fn run(args: &Args, config: Config, donated: Donated) -> Result<u32, Error> {
     args.donate.require_terminal(args.tty)?;
-    let host = Rc::new(Host::detect(Config::default())?);
+    let host = Rc::new(Host::detect(config)?);
     let (events, _nobody_listens) = tokio::sync::mpsc::unbounded_channel();
     let spec = serde_json::to_vec(&spec(args))?;
     // The directory of the records: made and removed with the sandbox.

@@ -68,6 +68,9 @@ impl Cgroup {
     /// # Errors
     /// As [`Cgroup::signal`]; [`berm_sys::Kind::NotSupported`] without a freezer.
     pub fn kill(&self) -> Result<bool, Error> {
+        if self.dirs.is_empty() {
+            return Ok(true);
+        }
         if self.is_empty()? {
             return Ok(true);
         }

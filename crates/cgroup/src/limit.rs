@@ -87,19 +87,31 @@ impl Host {
             Mode::V1 | Mode::Hybrid => v1::settings(resources)?,
             Mode::V2 => v2::settings(resources)?,
         };
-        for setting in &settings {
-            let Some(controller) = setting.controller else {
-                continue;
-            };
-            if !self.has(controller) && setting.absent != Absent::Ignore {
-                let reason = format!("this host has no cgroup controller {}", controller.name());
-                return Err(Error::Unsupported {
-                    field: setting.field,
-                    reason,
-                });
-            }
+        match settings.iter().find(|setting| !self.can(setting)) {
+            Some(setting) => Err(Error::Unsupported {
+                field: setting.field,
+                reason: self.lacks(setting.controller),
+            }),
+            None => Ok(settings),
         }
-        Ok(settings)
+    }
+
+    fn can(&self, setting: &Setting) -> bool {
+        let has = match setting.controller {
+            Some(controller) => self.has(controller),
+            None => !self.hierarchies.is_empty(),
+        };
+        has || setting.absent == Absent::Ignore
+    }
+
+    fn lacks(&self, controller: Option<Controller>) -> String {
+        match controller {
+            Some(controller) if !self.hierarchies.is_empty() => {
+                format!("this host has no cgroup controller {}", controller.name())
+            }
+            _ => "it needs a cgroup, and without root there is none; leave it out, or run as root"
+                .to_owned(),
+        }
     }
 }
 
@@ -115,7 +127,12 @@ impl Cgroup {
     pub fn limit(&self, resources: &Resources) -> Result<(), Error> {
         let resources = &*self.as_systemd_writes(resources);
         let settings = self.host.settings(resources)?;
-        let policy = resources.devices.as_deref().map(Policy::new).transpose()?;
+        // Without root nobody can make a device node: what was not bound cannot be reached.
+        let devices = resources
+            .devices
+            .as_deref()
+            .filter(|_| !self.dirs.is_empty());
+        let policy = devices.map(Policy::new).transpose()?;
         self.refuse_below_usage(resources)?;
         self.write_all(&settings, policy.as_ref(), &mut write)
     }

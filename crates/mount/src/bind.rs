@@ -104,7 +104,7 @@ fn attributes(built: &Built, path: &Path, m: &Mount, owner: Owner<'_>) -> Result
         if m.attr.atime != berm_plan::Atime::Inherit {
             clear |= attr::ATIME;
         }
-        if owner.userns.is_none() {
+        if owner.userns.is_none() && !owner.nested {
             // As with mount(8): whoever names flags, names all. A pod with a user namespace of
             // its own could not take off the source's flags, so they stay.
             let flags = attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC;

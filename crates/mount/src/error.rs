@@ -115,6 +115,8 @@ pub enum Error {
         major: u32,
         minor: u32,
     },
+    #[error("linux.devices {path:?}: {reason}; without root a device can only be the host's own")]
+    HostDevice { path: PathBuf, reason: String },
     #[error("fchownat({path:?}, {uid}, {gid})")]
     Chown {
         path: PathBuf,
@@ -172,7 +174,10 @@ impl Error {
             Self::Entry { source, .. } | Self::Root { source, .. } | Self::Hint { source, .. } => {
                 source.kind()
             }
-            Self::Idmap { .. } | Self::IdmapFs { .. } | Self::Layers { .. } => Kind::NotSupported,
+            Self::Idmap { .. }
+            | Self::IdmapFs { .. }
+            | Self::Layers { .. }
+            | Self::HostDevice { .. } => Kind::NotSupported,
             Self::NoImage { .. } | Self::Shape { .. } | Self::OtherDevice { .. } => {
                 Kind::InvalidArgument
             }

@@ -26,7 +26,7 @@ mod userns;
 pub use error::Error;
 pub use hide::{Null, mask, readonly, readonly_mounts};
 pub use hinted::pod_tmpfs;
-pub use node::{devices, links};
+pub use node::{HostNode, devices, host_nodes, links};
 pub use overlay::Scratch;
 pub use rootfs::rootfs;
 pub use source::{Built, build, propagate};
@@ -38,8 +38,12 @@ use std::os::fd::BorrowedFd;
 /// Whose ids the mounts show.
 #[derive(Clone, Copy, Debug)]
 pub struct Owner<'a> {
-    /// The pod's user namespace; `None`: ids are shown as they are.
+    /// The pod's user namespace; `None`: ids are shown as they are, because the pod has none or
+    /// its ids have the numbers that they have outside.
     pub userns: Option<BorrowedFd<'a>>,
+    /// The caller is in a user namespace itself and not root of the host: it can make no device
+    /// nodes, and the flags of the mounts that it found are locked.
+    pub nested: bool,
     /// Host id of the pod's root user.
     pub uid: u32,
     /// Host id of the pod's root group.

@@ -135,7 +135,7 @@ fn take_over(root: BorrowedFd<'_>, target: &Path, built: &Built) -> Result<(), E
     Ok(())
 }
 
-fn attach(root: BorrowedFd<'_>, target: &Path, mount: &OwnedFd) -> Result<(), Error> {
+pub(crate) fn attach(root: BorrowedFd<'_>, target: &Path, mount: &OwnedFd) -> Result<(), Error> {
     let shape = Shape::of(mount, target)?;
     let at = open_or_make(root, target, shape)?;
     attach_over(mount, at.as_fd(), target)

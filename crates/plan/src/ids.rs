@@ -29,6 +29,11 @@ impl IdMap {
         })
     }
 
+    /// True if every id of the map has the same number outside.
+    pub fn is_identity(&self) -> bool {
+        self.0.iter().all(|e| e.inside == e.outside)
+    }
+
     /// The text that the kernel takes in `uid_map` and `gid_map`.
     pub fn to_kernel(&self) -> String {
         let line = |e: &Extent| format!("{} {} {}\n", e.inside, e.outside, e.count);
@@ -43,6 +48,13 @@ pub struct Ids {
     pub uids: IdMap,
     /// Group ids.
     pub gids: IdMap,
+}
+
+impl Ids {
+    /// True if every id has the same number outside: nothing has to be idmapped then.
+    pub fn are_identity(&self) -> bool {
+        self.uids.is_identity() && self.gids.is_identity()
+    }
 }
 
 #[cfg(test)]

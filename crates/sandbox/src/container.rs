@@ -21,7 +21,7 @@ use crate::live::{Live, Sandbox};
 use crate::namespace;
 use crate::phases;
 use crate::process::{Identity, SIGKILL, signal};
-use crate::record::{ContainerRecord, Intent, Record, check_id};
+use crate::record::{ContainerRecord, Intent, Record, check_id, relative};
 use crate::scope::place;
 use crate::stage::{Forked, Outcome, Stage};
 use crate::state::Happening;
@@ -63,12 +63,17 @@ impl Sandbox {
         let live = &self.0;
         let place = place(args.spec.cgroups_path(), &args.id)?;
         let mut plan = self.plan_container(&args, &place.path)?;
+        if plan.pidns != PidNs::Own {
+            // Without one nothing could end what it leaves behind there.
+            let what = "linux.namespaces \"pid\": a PID namespace that containers share";
+            live.host.need_cgroups(what)?;
+        }
         let hooks = plan.hooks.take().map(|hooks| Rc::new(*hooks));
         task.hooks.borrow_mut().clone_from(&hooks);
         phases::done("plan");
         live.state_dir
             .borrow()
-            .intend_container(&args.id, &Intent::new(&place.path)?)?;
+            .intend_container(&args.id, &Intent::new(live.host.recorded(&place.path))?)?;
         let (mut cgroup, holder) = live.host.make_cgroup(&place, &plan.resources).await?;
         let made = self.fork_container(task, &mut args, plan, &cgroup).await;
         drop(holder);
@@ -220,7 +225,7 @@ impl Sandbox {
                 version: Record::version(),
                 id: args.id.clone(),
                 init: identity,
-                cgroup: cgroup.relative().to_owned(),
+                cgroup: relative(self.0.host.recorded(cgroup)),
                 bundle: args.bundle.clone(),
                 steps,
                 poststop: hooks::to_record(task),

@@ -25,7 +25,7 @@ use crate::namespace;
 use crate::pause::Pauses;
 use crate::phases;
 use crate::process::{Identity, boot_id};
-use crate::record::{Intent, Isolation, Record, StateDir, check_id};
+use crate::record::{Intent, Isolation, Record, StateDir, check_id, relative};
 use crate::refused::Asked;
 use crate::scope::{self, Holder};
 use crate::stage::{Forked, Outcome, Stage};
@@ -279,16 +279,17 @@ impl Making {
         state_dir: StateDir,
     ) -> Result<Self, Error> {
         let place = Self::place(args, plan)?;
-        state_dir.intend(&Intent::new_of_sandbox(place.as_ref().map(|p| &p.path))?)?;
+        let recorded = place.as_ref().and_then(|p| host.recorded(&p.path));
+        state_dir.intend(&Intent::new(recorded)?)?;
         let (ranges, ids, userns) = match &plan.userns {
-            UserNs::Auto => {
-                let blocks = std::iter::once(&0).chain(&plan.extra_ids);
-                let ranges = blocks
-                    .map(|first| Range::allocate(&host.config, args, *first))
-                    .collect::<Result<Vec<_>, Error>>()?;
-                let ids = ids::of(&ranges);
-                (ranges, ids, None)
-            }
+            UserNs::Auto => match &host.nested {
+                Some(nested) => (Vec::new(), nested.ids.clone(), None),
+                None => {
+                    let ranges = Self::ranges(host, args, plan)?;
+                    let ids = ids::of(&ranges);
+                    (ranges, ids, None)
+                }
+            },
             UserNs::Mapped(ids) => (Vec::new(), ids.clone(), None),
             UserNs::Path(path, ids) => {
                 let fd = namespace::open_foreign(path, "user")?;
@@ -327,6 +328,14 @@ impl Making {
         }
     }
 
+    /// Ids of the node's pool: 0 to 65535, and those beyond that the spec names.
+    fn ranges(host: &Host, args: &Args, plan: &PodPlan) -> Result<Vec<Range>, Error> {
+        let blocks = std::iter::once(&0).chain(&plan.extra_ids);
+        blocks
+            .map(|first| Range::allocate(&host.config, args, *first))
+            .collect()
+    }
+
     /// The cgroup of PID 1. In a pod of one the spec's cgroup is the container's, and PID 1, a
     /// few kB, stays where the shim is.
     fn place(args: &Args, plan: &PodPlan) -> Result<Option<Place>, Error> {
@@ -346,7 +355,7 @@ impl Making {
     ) -> Result<Live, Error> {
         let cloned = self.clone_init(host, args, plan).await?;
         phases::done("clone");
-        let (userns, mut record) = match self.describe(args, plan, &cloned.init) {
+        let (userns, mut record) = match self.describe(host, args, plan, &cloned.init) {
             Ok(described) => described,
             Err(e) => return Err(cloned.reason(e).await),
         };
@@ -359,13 +368,14 @@ impl Making {
 
     fn describe(
         &self,
+        host: &Host,
         args: &Args,
         plan: &PodPlan,
         init: &Forked,
     ) -> Result<(OwnedFd, Record), Error> {
         let pid = init.pid()?;
         let userns = namespace::open(pid, "user")?;
-        let record = self.record(args, plan, pid, userns.as_fd())?;
+        let record = self.record(host, args, plan, pid, userns.as_fd())?;
         Ok((userns, record))
     }
 
@@ -475,6 +485,7 @@ impl Making {
 
     fn record(
         &self,
+        host: &Host,
         args: &Args,
         plan: &PodPlan,
         pid: i32,
@@ -486,6 +497,7 @@ impl Making {
         let init = Identity::of(pid).ok_or_else(gone)?;
         let owner = Identity::of(std::process::id().cast_signed()).ok_or_else(gone)?;
         let kind = match plan.userns {
+            UserNs::Auto if host.nested.is_some() => "rootless",
             UserNs::Auto => "auto",
             UserNs::Mapped(_) => "mapped",
             UserNs::Path(..) => "path",
@@ -495,7 +507,11 @@ impl Making {
             UserNs::Host(because) => Some(because.as_str().to_owned()),
             _ => None,
         };
-        let cgroup = self.cgroup.as_ref().map(|c| c.path().relative().to_owned());
+        let cgroup = self.cgroup.as_ref().map(Cgroup::path);
+        let ids = match &host.nested {
+            Some(nested) if plan.userns == UserNs::Auto => &nested.outside,
+            _ => &self.ids,
+        };
         Ok(Record {
             version: Record::version(),
             engine: "native".to_owned(),
@@ -505,9 +521,9 @@ impl Making {
             namespace: plan.pod_namespace.clone().unwrap_or_default(),
             pid,
             start_time: init.start_time,
-            uid: self.ids.uids.to_host(0).unwrap_or(0),
-            gid: self.ids.gids.to_host(0).unwrap_or(0),
-            cgroup: cgroup.unwrap_or_default(),
+            uid: ids.uids.to_host(0).unwrap_or(0),
+            gid: ids.gids.to_host(0).unwrap_or(0),
+            cgroup: relative(cgroup.and_then(|path| host.recorded(path))),
             control_socket_path: self.state_dir.path().join("control.sock"),
             bundle: args.bundle.clone(),
             owner,
@@ -517,7 +533,7 @@ impl Making {
                 userns: kind.to_owned(),
                 because,
                 host_namespaces: host_namespaces(shares(plan)),
-                ids: self.ids.clone(),
+                ids: ids.clone(),
                 range: self.ranges.first().map(Range::index),
                 extra_ranges: self.ranges.iter().skip(1).map(Range::index).collect(),
                 owns_netns: self.owns_netns(userns)?,

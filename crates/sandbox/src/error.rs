@@ -109,6 +109,13 @@ pub enum Error {
     BadSignal { signal: u32 },
     #[error("id {id:?}: {reason}")]
     BadId { id: String, reason: &'static str },
+    #[error(
+        "{file} lends user {user:?} no ids, and a sandbox without root is made of those: \
+         usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}"
+    )]
+    NoSubordinateIds { file: &'static str, user: String },
+    #[error("{what}: without root there are no cgroups, which it needs; run as root")]
+    NoCgroups { what: &'static str },
     #[error("no free id range: all {total} of the pool are in use")]
     IdsExhausted { total: u32 },
     #[error("{call} {path:?}")]
@@ -222,9 +229,11 @@ impl Error {
                 Kind::of_errno(source.raw_os_error())
             }
             Self::Io { source, .. } => source.raw_os_error().map_or(Kind::Internal, Kind::of_errno),
-            Self::HostNamespace { .. } | Self::NoTargets | Self::NotAttachable { .. } => {
-                Kind::NotSupported
-            }
+            Self::NoSubordinateIds { .. }
+            | Self::NoCgroups { .. }
+            | Self::HostNamespace { .. }
+            | Self::NoTargets
+            | Self::NotAttachable { .. } => Kind::NotSupported,
             Self::Record { .. } => Kind::Internal,
         }
     }

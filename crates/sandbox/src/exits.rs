@@ -140,6 +140,9 @@ impl Live {
     }
 
     pub(crate) fn keep_stats(&self, task: &Task) {
+        if self.host.nested.is_some() {
+            return;
+        }
         match task
             .cgroup
             .borrow()

@@ -97,7 +97,7 @@ impl Explanation {
     /// told is left out.
     pub fn of(record: Record) -> Result<Self, Error> {
         let init = record.init();
-        let boundary = matches!(record.isolation.userns.as_str(), "auto" | "mapped" | "path");
+        let boundary = record.isolation.userns != "none";
         let mut containers = Vec::new();
         let host = berm_cgroup::Host::detect()?;
         for container in record.containers()? {

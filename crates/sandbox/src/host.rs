@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use berm_cgroup::CgroupPath;
 use berm_plan::{PodNamespaces, Spec, TaskKind};
 use berm_stage::PidNs;
 use rustix::fs::{
@@ -19,6 +20,7 @@ use berm_sys::argv::Argv;
 use crate::config::Config;
 use crate::error::{Error, call};
 use crate::namespace;
+use crate::rootless::Nested;
 
 /// linux/magic.h
 const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
@@ -39,6 +41,8 @@ pub struct Host {
     pub(crate) pidns: OwnedFd,
     /// The namespaces of this process: the host's.
     pub(crate) namespaces: PodNamespaces,
+    /// Set where this process is in a user namespace itself: it is not root of the host.
+    pub(crate) nested: Option<Nested>,
     /// The command line of this process.
     pub(crate) argv: Option<Argv>,
     empty: OnceCell<OwnedFd>,
@@ -46,7 +50,8 @@ pub struct Host {
 }
 
 impl Host {
-    /// Looks at the host.
+    /// Looks at the host. A caller that is root only in a user namespace makes pods without
+    /// cgroups, inside that namespace's ids: see [`crate::rootless`].
     /// # Errors
     /// Where `/proc` or the cgroup hierarchies cannot be opened.
     pub fn detect(config: Config) -> Result<Self, Error> {
@@ -59,7 +64,11 @@ impl Host {
             Mode::empty(),
         )
         .map_err(call("open(\"/proc/self/ns/pid\")"))?;
-        let cgroup = berm_cgroup::Host::detect()?;
+        let nested = Nested::detect()?;
+        let cgroup = match nested {
+            Some(_) => berm_cgroup::Host::without(),
+            None => berm_cgroup::Host::detect()?,
+        };
         let kernel = config
             .kernel
             .unwrap_or_else(|| Kernel::probe(|| crate::check::user_namespace(&config)));
@@ -67,6 +76,7 @@ impl Host {
         Ok(Self {
             config,
             namespaces,
+            nested,
             cgroup,
             kernel,
             proc,
@@ -113,11 +123,24 @@ impl Host {
         *spec.kind() == TaskKind::Sandbox || spec.bind_sources().iter().any(on_tmpfs)
     }
 
+    /// Refuses what only a cgroup can give where there are none.
+    pub(crate) fn need_cgroups(&self, what: &'static str) -> Result<(), Error> {
+        match self.nested {
+            Some(_) => Err(Error::NoCgroups { what }),
+            None => Ok(()),
+        }
+    }
+
+    /// What a record says of a cgroup: without root there is none to be found and removed.
+    pub(crate) fn recorded<'a>(&self, path: &'a CgroupPath) -> Option<&'a CgroupPath> {
+        self.nested.is_none().then_some(path)
+    }
+
     /// For a stage child that is born in another PID namespace.
     pub(crate) fn born_in<'a>(&'a self, target: BorrowedFd<'a>) -> PidNs<'a> {
         PidNs {
             target,
-            own: self.pidns.as_fd(),
+            own: self.nested.is_none().then(|| self.pidns.as_fd()),
             argv: self.argv,
         }
     }

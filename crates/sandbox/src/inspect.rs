@@ -1,12 +1,15 @@
 //! What can be asked: state, pids, figures, the end.
 
+use std::os::fd::{AsFd, BorrowedFd};
+
 use berm_cgroup::{Pressures, Stats};
 use berm_sys::Kind as ErrorKind;
+use rustix::fs::{AtFlags, CWD, fstat, statat};
 
 use crate::api::{Exit, Pid, ProcessState};
-use crate::error::Error;
-use crate::live::Sandbox;
-use crate::task::Kind;
+use crate::error::{Error, call, io};
+use crate::live::{Live, Sandbox};
+use crate::task::{Kind, Task};
 
 impl Sandbox {
     /// The state of a container or an exec, from memory.
@@ -54,10 +57,7 @@ impl Sandbox {
                 exec: None,
             }]);
         }
-        let pids = match task.cgroup.borrow().as_ref().map(berm_cgroup::Cgroup::pids) {
-            Some(pids) => pids?,
-            None => Vec::new(),
-        };
+        let pids = self.0.pids_of(&task)?;
         let execs = task.execs.borrow();
         let exec_of = |pid: i32| {
             execs
@@ -83,6 +83,7 @@ impl Sandbox {
             return Ok(last.clone());
         }
         let cgroup = task.cgroup.borrow();
+        self.0.host.need_cgroups("figures of a container")?;
         match cgroup.as_ref().map(berm_cgroup::Cgroup::stats) {
             Some(Err(e)) if e.kind() == ErrorKind::NotFound => Err(Error::Finished),
             Some(stats) => Ok(stats?),
@@ -100,4 +101,39 @@ impl Sandbox {
         let pressures = cgroup.as_ref().map(berm_cgroup::Cgroup::pressures);
         Ok(pressures.transpose()?.unwrap_or_default())
     }
+}
+
+impl Live {
+    /// Host pids of all processes of a container: those of its cgroup, or without one those of its
+    /// PID namespace.
+    fn pids_of(&self, task: &Task) -> Result<Vec<i32>, Error> {
+        let inside = task.inside.borrow();
+        match (&self.host.nested, inside.as_ref()) {
+            (Some(_), Some(inside)) => pids_in(inside.pidns.as_fd()),
+            _ => {
+                let cgroup = task.cgroup.borrow();
+                let pids = cgroup.as_ref().map(berm_cgroup::Cgroup::pids);
+                Ok(pids.transpose()?.unwrap_or_default())
+            }
+        }
+    }
+}
+
+/// The processes whose PID namespace this is, as the caller's `/proc` numbers them.
+fn pids_in(pidns: BorrowedFd<'_>) -> Result<Vec<i32>, Error> {
+    let inode = fstat(pidns).map_err(call("fstat(pidns)"))?.st_ino;
+    let mut pids = Vec::new();
+    for entry in std::fs::read_dir("/proc").map_err(io("readdir(/proc)"))? {
+        let name = entry.map_err(io("readdir(/proc)"))?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        // Whoever is gone by now, or not the caller's to look at, is not in it.
+        let own = statat(CWD, format!("/proc/{pid}/ns/pid"), AtFlags::empty());
+        if own.is_ok_and(|own| own.st_ino == inode) {
+            pids.push(pid);
+        }
+    }
+    pids.sort_unstable();
+    Ok(pids)
 }

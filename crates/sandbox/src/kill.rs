@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use rustix::process::Signal;
 
 use crate::error::Error;
-use crate::live::Sandbox;
+use crate::live::{Live, Sandbox};
 use crate::process::{SIGKILL, signal};
 use crate::state::{Happening, State};
 use crate::task::{Kind, Task};
@@ -36,7 +36,7 @@ impl Sandbox {
             return process.can(Happening::Started);
         };
         if all && exec.is_none() && target.task.kind == Kind::Container {
-            return signal_all(&target.task, number);
+            return live.signal_all(&target.task, number);
         }
         signal(AsFd::as_fd(&*child), number)?;
         let paused = target.task.process.state() == State::Paused;
@@ -53,13 +53,28 @@ impl Sandbox {
     }
 }
 
-fn signal_all(task: &Task, number: u32) -> Result<(), Error> {
-    task.with_cgroup(|cgroup| {
-        if number == SIGKILL {
-            return cgroup.kill().map(drop).map_err(Error::from);
+impl Live {
+    fn signal_all(&self, task: &Task, number: u32) -> Result<(), Error> {
+        if self.host.nested.is_some() && number == SIGKILL {
+            // With the first process of its PID namespace the kernel kills all of a container.
+            return signal_first(task, number);
         }
-        let bad = Error::BadSignal { signal: number };
-        let named = i32::try_from(number).ok().and_then(Signal::from_named_raw);
-        Ok(cgroup.signal(named.ok_or(bad)?)?)
-    })
+        let what = "a signal to all processes of a container but SIGKILL";
+        self.host.need_cgroups(what)?;
+        task.with_cgroup(|cgroup| {
+            if number == SIGKILL {
+                return cgroup.kill().map(drop).map_err(Error::from);
+            }
+            let bad = Error::BadSignal { signal: number };
+            let named = i32::try_from(number).ok().and_then(Signal::from_named_raw);
+            Ok(cgroup.signal(named.ok_or(bad)?)?)
+        })
+    }
+}
+
+fn signal_first(task: &Task, number: u32) -> Result<(), Error> {
+    match task.process.child() {
+        Some(child) => signal(AsFd::as_fd(&*child), number),
+        None => Err(Error::Finished),
+    }
 }

@@ -70,6 +70,7 @@ mod procfs;
 mod procfs_dump;
 mod record;
 mod refused;
+pub mod rootless;
 mod scope;
 mod signal;
 mod stacks;

@@ -143,6 +143,7 @@ impl Live {
             userns: self.userns.as_ref().map(AsFd::as_fd),
             mntns: self.mntns.as_fd(),
             ids: &self.ids,
+            nested: self.host.nested.is_some(),
         }
     }
 }

@@ -35,6 +35,7 @@ impl Sandbox {
     /// all go on then.
     pub async fn pause_all(&self) -> Result<(), Error> {
         let live = &self.0;
+        live.host.need_cgroups("pausing a pod")?;
         let _one_at_a_time = live.pauses.busy.lock().await;
         live.not_ended()?;
         let count = live.pauses.count.get();
@@ -75,6 +76,7 @@ impl Sandbox {
     /// go on then.
     pub async fn pause(&self, id: &str) -> Result<(), Error> {
         let live = &self.0;
+        live.host.need_cgroups("pausing a container")?;
         let task = live.task(id)?;
         let _one_at_a_time = task.busy.lock().await;
         task.process.can(Happening::Pause)?;

@@ -31,7 +31,8 @@ const MAX_RECORD: u64 = 1 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Isolation {
-    /// `auto`, `mapped`, `path`, or `none`: then nothing of the pod is a security boundary.
+    /// `auto`, `mapped`, `path`, `rootless` (as `auto`, below the user namespace of a user who is
+    /// not root), or `none`: then nothing of the pod is a security boundary.
     pub userns: String,
     /// Why there is none: `hostNetwork`, `hostPID`, `hostIPC`, `privileged`, `annotation` or
     /// `config`.
@@ -262,18 +263,13 @@ pub(crate) struct Intent {
 }
 
 impl Intent {
-    /// For a container with this cgroup, made by the caller.
-    pub(crate) fn new(cgroup: &CgroupPath) -> Result<Self, Error> {
-        Self::new_of_sandbox(Some(cgroup))
-    }
-
-    /// For a sandbox, which may have no cgroup of its own.
-    pub(crate) fn new_of_sandbox(cgroup: Option<&CgroupPath>) -> Result<Self, Error> {
+    /// For a sandbox or a container of the caller's, with its cgroup if it has one of its own.
+    pub(crate) fn new(cgroup: Option<&CgroupPath>) -> Result<Self, Error> {
         let owner = Identity::of(std::process::id().cast_signed()).ok_or(Error::Call {
             call: "read(/proc/self/stat)",
             source: Errno::SRCH,
         })?;
-        let cgroup = cgroup.map_or_else(String::new, |path| path.relative().to_owned());
+        let cgroup = relative(cgroup);
         let boot = boot_id()?;
         Ok(Self {
             owner,
@@ -281,6 +277,11 @@ impl Intent {
             cgroup,
         })
     }
+}
+
+/// A cgroup as records name it; empty: there is none.
+pub(crate) fn relative(cgroup: Option<&CgroupPath>) -> String {
+    cgroup.map_or_else(String::new, |path| path.relative().to_owned())
 }
 
 /// The intent of the sandbox in `dir`; `None`: it died before it made anything.

@@ -38,6 +38,7 @@ impl Sandbox {
     /// # Errors
     /// The errno of reading a cgroup file.
     pub fn usage(&self, full: bool) -> Result<Usage, Error> {
+        self.0.host.need_cgroups("memory figures of a pod")?;
         let mut usage = Usage::default();
         for task in self.0.tasks.borrow().values() {
             let own = task.kind == Kind::Sandbox;
@@ -58,6 +59,7 @@ impl Sandbox {
     /// # Errors
     /// `NotSupported` without a memory controller; the errno of opening.
     pub fn usage_files(&self) -> Result<Vec<UsageFiles>, Error> {
+        self.0.host.need_cgroups("memory files of a pod")?;
         let mut files = Vec::new();
         for task in self.0.tasks.borrow().values() {
             let Some([total, stat]) = of_cgroup(task, Cgroup::memory_files)? else {

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use berm_mount::{Null, Owner, Scratch, Tree};
+use berm_mount::{HostNode, Null, Owner, Scratch, Tree};
 use berm_plan::{Scheduling, Step};
 use berm_sys::mount::{SetAttr, attr};
 use berm_sys::process::{self, Fork, clone3, flags};
@@ -30,6 +30,8 @@ pub(crate) struct Child<'a> {
     root: Option<OwnedFd>,
     slave: Option<OwnedFd>,
     null: Option<OwnedFd>,
+    /// What is bound as the container's devices, where none can be made.
+    host_nodes: Vec<HostNode>,
     locked: Option<OwnedFd>,
     program: Option<Program<'a>>,
     home: Option<String>,
@@ -48,6 +50,7 @@ impl<'a> Child<'a> {
             root: None,
             slave: None,
             null: None,
+            host_nodes: Vec::new(),
             locked: None,
             program: None,
             home: None,
@@ -107,10 +110,12 @@ impl<'a> Child<'a> {
             Step::Assemble => self.assemble(None),
             Step::AssembleAt(path) => self.assemble(Some(path)),
             Step::Devices(devices) => {
+                let bound = std::mem::take(&mut self.host_nodes);
                 let to_host = |uid, gid| self.to_host(uid, gid).ok();
                 Ok(berm_mount::devices(
                     self.root()?,
                     devices,
+                    &bound,
                     self.owner(),
                     to_host,
                 )?)
@@ -132,7 +137,7 @@ impl<'a> Child<'a> {
             Step::Mask(paths) => Ok(berm_mount::mask(
                 self.root()?,
                 paths,
-                &Null::Make,
+                self.null_for_masks(),
                 self.owner(),
             )?),
             Step::ReadonlyPaths(paths) => Ok(berm_mount::readonly(self.root()?, paths)?),
@@ -258,13 +263,14 @@ impl<'a> Child<'a> {
     }
 
     fn owner(&self) -> Owner<'a> {
-        let pod = &self.job.pod;
-        let root = |map: &berm_plan::IdMap| map.to_host(0).unwrap_or(0);
-        Owner {
-            userns: pod.userns,
-            uid: root(&pod.ids.uids),
-            gid: root(&pod.ids.gids),
-            label: self.label,
+        self.job.pod.owner(self.label)
+    }
+
+    /// Without root the container's is the host's own, bound before.
+    fn null_for_masks(&self) -> &'static Null {
+        match self.job.pod.nested {
+            true => &Null::Container,
+            false => &Null::Make,
         }
     }
 
@@ -314,6 +320,9 @@ impl<'a> Child<'a> {
         process::close_all_but(&self.job.descriptors()).map_err(sys("close_range()"))?;
         // Opened while /dev is still the host's.
         self.null = Some(stdio::open_null()?);
+        if self.job.pod.nested {
+            self.host_nodes = host_nodes(self.job.steps)?;
+        }
         Ok(())
     }
 
@@ -431,6 +440,17 @@ impl<'a> Child<'a> {
             }),
         }
     }
+}
+
+/// The host's nodes for every device of the plan.
+fn host_nodes(steps: &[Step]) -> Result<Vec<HostNode>, Error> {
+    let mut all = Vec::new();
+    for step in steps {
+        if let Step::Devices(devices) = step {
+            all.extend(berm_mount::host_nodes(devices)?);
+        }
+    }
+    Ok(all)
 }
 
 fn change_dir(path: &Path) -> Result<(), Error> {

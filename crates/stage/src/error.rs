@@ -93,6 +93,17 @@ pub enum Error {
         "linux.mountLabel: SELinux is not enabled on this host to take {label:?}; leave it out"
     )]
     NoSeLinux { label: String },
+    #[error(
+        "{program}: no such program in $PATH: without root it is what hands out ids \
+         (package uidmap or shadow-utils)"
+    )]
+    NoMapper { program: &'static str },
+    #[error("{program} [{map}]: {reason}")]
+    MapIds {
+        program: &'static str,
+        map: String,
+        reason: String,
+    },
     #[error("{field} holds a NUL byte")]
     Nul { field: &'static str },
     #[error("no {what} for this step: a plan and its job do not fit")]
@@ -175,7 +186,8 @@ impl Error {
             Self::IdOutsideMap { .. } | Self::Nul { .. } | Self::PassFile { .. } => {
                 Kind::InvalidArgument
             }
-            Self::NoSeLinux { .. } => Kind::NotSupported,
+            Self::NoSeLinux { .. } | Self::NoMapper { .. } => Kind::NotSupported,
+            Self::MapIds { .. } => Kind::Denied,
             Self::NotInPath { .. } => Kind::NotFound,
             Self::NotExecutable { kind, .. }
             | Self::NetDevice { kind, .. }

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use berm_mount::{Owner, Scratch};
+use berm_mount::Scratch;
 use berm_plan::PodTmpfs;
 use berm_sys::Kernel;
 
@@ -43,12 +43,7 @@ pub fn spawn_pod_tmpfs(job: &PodTmpfsJob<'_>) -> Result<OwnedFd, Error> {
 impl PodTmpfsJob<'_> {
     fn make(&self) -> Result<(), Error> {
         let ids = self.pod.ids;
-        let owner = Owner {
-            userns: self.pod.userns,
-            uid: ids.uids.to_host(0).unwrap_or(0),
-            gid: ids.gids.to_host(0).unwrap_or(0),
-            label: None,
-        };
+        let owner = self.pod.owner(None);
         let scratch = Scratch {
             kernel: self.kernel,
             proc: self.proc,

@@ -22,6 +22,7 @@ mod listener;
 mod logger;
 mod netdev;
 mod report;
+mod rootless;
 mod sandbox;
 mod scope;
 mod spawn;
@@ -37,6 +38,7 @@ pub use hook::{HookInside, HookJob};
 pub use listener::ListenerJob;
 pub use logger::{Logger, LoggerJob};
 pub use report::{Failure, Gate, Message, Report, channel};
+pub use rootless::{enter_user_namespace, set_user_mappings};
 pub use sandbox::{Namespace, SandboxJob, UserNs};
 pub use scope::{spawn_scope, spawn_scope_stop};
 pub use spawn::{
@@ -46,7 +48,8 @@ pub use spawn::{
 
 use std::os::fd::BorrowedFd;
 
-use berm_plan::{Ids, Step};
+use berm_mount::Owner;
+use berm_plan::{IdMap, Ids, Step};
 use berm_sys::Kernel;
 
 /// The namespaces of a sandbox, as its stage children need them.
@@ -60,6 +63,22 @@ pub struct Pod<'a> {
     pub mntns: BorrowedFd<'a>,
     /// Id maps.
     pub ids: &'a Ids,
+    /// The host side is in a user namespace itself: see [`berm_mount::Owner::nested`].
+    pub nested: bool,
+}
+
+impl<'a> Pod<'a> {
+    /// Whose ids the pod's mounts show; new file systems get `label`.
+    pub(crate) fn owner(&self, label: Option<&'a str>) -> Owner<'a> {
+        let root = |map: &IdMap| map.to_host(0).unwrap_or(0);
+        Owner {
+            userns: self.userns.filter(|_| !self.ids.are_identity()),
+            nested: self.nested,
+            uid: root(&self.ids.uids),
+            gid: root(&self.ids.gids),
+            label,
+        }
+    }
 }
 
 /// One stage child: its steps and every descriptor that it may keep.

@@ -1,21 +1,23 @@
 //! Forking stage children.
 
+use std::convert::Infallible;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use berm_plan::NetDevice;
 use berm_sys::argv::Argv;
-use berm_sys::process::{self, Fork, flags, setns};
+use berm_sys::process::{self, Fork, clone3, flags, setns};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use crate::apply::Child;
 use crate::aside::spawn_aside;
-use crate::error::{Error, sys};
+use crate::error::{Error, call, sys};
 use crate::hook::HookJob;
 use crate::listener::ListenerJob;
 use crate::logger::LoggerJob;
-use crate::report::{Failure, Message, cut, send};
+use crate::report::{Failure, Gate, Message, Report, cut, send};
 use crate::sandbox::SandboxJob;
 use crate::{Job, Pod};
 
@@ -24,8 +26,9 @@ use crate::{Job, Pod};
 pub struct PidNs<'a> {
     /// That namespace.
     pub target: BorrowedFd<'a>,
-    /// The caller's own, to go back to.
-    pub own: BorrowedFd<'a>,
+    /// The caller's own, to go back to; `None`: it belongs to a user namespace in which the caller
+    /// has no power, and who leaves it cannot go back.
+    pub own: Option<BorrowedFd<'a>>,
     /// The caller's command line: blanked in the child, because that namespace can read it.
     pub argv: Option<Argv>,
 }
@@ -133,33 +136,83 @@ fn mount_sandbox_proc(pod: Pod<'_>) -> Result<(), Error> {
 pub(crate) fn fork_in(
     pidns: Option<PidNs<'_>>,
     birthplace: Option<BorrowedFd<'_>>,
-    child: impl FnOnce() -> std::convert::Infallible,
+    child: impl FnOnce() -> Infallible,
 ) -> Result<OwnedFd, Error> {
-    if let Some(pidns) = pidns {
-        setns(pidns.target, flags::NEWPID).map_err(sys("setns(pod, CLONE_NEWPID)"))?;
+    match pidns {
+        None => fork_here(birthplace, child),
+        Some(pidns) => match pidns.own {
+            Some(own) => fork_there_and_back(pidns, own, birthplace, child),
+            None => fork_by_another(pidns, child),
+        },
     }
-    let forked = process::fork_into(birthplace);
-    if let Ok((Fork::Child, _)) = forked {
+}
+
+fn fork_here(
+    birthplace: Option<BorrowedFd<'_>>,
+    child: impl FnOnce() -> Infallible,
+) -> Result<OwnedFd, Error> {
+    born(process::fork_into(birthplace), None, child)
+}
+
+/// The caller itself goes to the PID namespace, forks, and goes back.
+fn fork_there_and_back(
+    pidns: PidNs<'_>,
+    own: BorrowedFd<'_>,
+    birthplace: Option<BorrowedFd<'_>>,
+    child: impl FnOnce() -> Infallible,
+) -> Result<OwnedFd, Error> {
+    setns(pidns.target, flags::NEWPID).map_err(sys("setns(pod, CLONE_NEWPID)"))?;
+    let forked = born(process::fork_into(birthplace), pidns.argv, child);
+    if setns(own, flags::NEWPID).is_err() {
+        std::process::abort();
+    }
+    forked
+}
+
+/// A child goes there, clones one that has the same parent, and ends. Waits for it: it makes two
+/// calls of its own, and no process of the pod sees it.
+fn fork_by_another(pidns: PidNs<'_>, child: impl FnOnce() -> Infallible) -> Result<OwnedFd, Error> {
+    let (gate, end) = crate::channel().map_err(call("socketpair()"))?;
+    let report = end.as_fd();
+    let other = fork_here(None, || {
+        let cloned = setns(pidns.target, flags::NEWPID)
+            .map_err(sys("setns(pod, CLONE_NEWPID)"))
+            .and_then(|()| born(clone3(flags::PARENT), pidns.argv, child))
+            .and_then(|pidfd| {
+                send(report, &Message::Init, Some(pidfd.as_fd())).map_err(call("sendmsg(pidfd)"))
+            });
+        finish(report, 1, "Fork", cloned)
+    })?;
+    drop(end);
+    handed_over(gate, other, "child in the pod's PID namespace")
+}
+
+/// What both sides of a fork do first; gives back the child's pidfd.
+fn born(
+    forked: io::Result<(Fork, Option<OwnedFd>)>,
+    argv: Option<Argv>,
+    child: impl FnOnce() -> Infallible,
+) -> Result<OwnedFd, Error> {
+    let (side, pidfd) = forked.map_err(sys("clone3(CLONE_PIDFD)"))?;
+    if matches!(side, Fork::Child) {
         // The parent's handlers would swallow a signal that is meant to end this process.
         process::reset_signals();
-        if let Some(argv) = pidns.and_then(|pidns| pidns.argv) {
+        if let Some(argv) = argv {
             argv.blank();
         }
         child();
     }
-    if let Some(pidns) = pidns
-        && setns(pidns.own, flags::NEWPID).is_err()
-    {
-        std::process::abort();
-    }
-    match forked {
-        Ok((Fork::Parent(_), Some(pidfd))) => Ok(pidfd),
-        Ok((Fork::Parent(_), None)) => Err(Error::Missing { what: "pidfd" }),
-        Ok((Fork::Child, _)) => process::exit(1),
-        Err(source) => Err(Error::Sys {
-            call: "clone3(CLONE_PIDFD)",
-            source,
-        }),
+    pidfd.ok_or(Error::Missing { what: "pidfd" })
+}
+
+/// The descriptor that a child hands over before it ends by itself.
+fn handed_over(gate: Gate, child: OwnedFd, what: &'static str) -> Result<OwnedFd, Error> {
+    rustix::io::ioctl_fionbio(&gate, false).map_err(call("ioctl(FIONBIO)"))?;
+    let report = gate.receive();
+    waitid(WaitId::PidFd(child.as_fd()), WaitIdOptions::EXITED).map_err(call("waitid(P_PIDFD)"))?;
+    match report.map_err(call("recvmsg()"))? {
+        Some(Report { fd: Some(fd), .. }) => Ok(fd),
+        _ => Err(Error::Missing { what }),
     }
 }
 
@@ -189,21 +242,12 @@ pub(crate) fn finish(
 /// # Errors
 /// The failed step.
 pub fn empty_mount_namespace() -> Result<OwnedFd, Error> {
-    let (gate, child_end) = crate::channel().map_err(crate::error::call("socketpair()"))?;
+    let (gate, child_end) = crate::channel().map_err(call("socketpair()"))?;
     let report = child_end.as_fd();
-    let pidfd = fork_in(None, None, || {
+    let child = fork_here(None, || {
         let made = crate::sandbox::make_empty(report);
         finish(report, 1, "EmptyMountNamespace", made)
     })?;
-    rustix::io::ioctl_fionbio(&gate, false).map_err(crate::error::call("ioctl(FIONBIO)"))?;
     drop(child_end);
-    let report = gate.receive();
-    waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)
-        .map_err(crate::error::call("waitid(P_PIDFD)"))?;
-    match report.map_err(crate::error::call("recvmsg()"))? {
-        Some(crate::Report { fd: Some(fd), .. }) => Ok(fd),
-        _ => Err(Error::Missing {
-            what: "empty mount namespace",
-        }),
-    }
+    handed_over(gate, child, "empty mount namespace")
 }

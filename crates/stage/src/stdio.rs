@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use berm_sys::process::set_fs_ids;
 use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid, fchmod, fchown, fstat, openat};
+use rustix::io::Errno;
 use rustix::process::{ioctl_tiocsctty, setsid};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
@@ -83,14 +84,18 @@ pub(crate) fn null_stdio() -> Result<(), Error> {
 
 /// Gives pipes and fifos to the workload's user, so that it can open `/dev/stdout` anew, and lets
 /// whoever it becomes do so too: nobody outside the pod can reach them.
+///
+/// Without root a stream may belong to somebody whose it stays (EPERM); the descriptor is as good.
 pub(crate) fn own(streams: &[Option<BorrowedFd<'_>>; 3], uid: u32, gid: u32) -> Result<(), Error> {
     let [input, output, errors] = streams;
     for (stream, mode) in [(input, 0o644), (output, 0o622), (errors, 0o622)] {
         let Some(fd) = stream else { continue };
         let stat = fstat(fd).map_err(call("fstat(stdio)"))?;
         if FileType::from_raw_mode(stat.st_mode) == FileType::Fifo {
-            fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
-                .map_err(call("fchown(stdio)"))?;
+            match fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))) {
+                Err(Errno::PERM) => continue,
+                owned => owned.map_err(call("fchown(stdio)"))?,
+            }
             fchmod(fd, Mode::from_raw_mode(mode)).map_err(call("fchmod(stdio)"))?;
         }
     }

@@ -33,6 +33,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("mke2fs", "e2fsprogs"),
     ("mkfs.erofs", "erofs-utils"),
     ("bindfs", "bindfs"),
+    ("newuidmap", "uidmap"),
 ];
 
 const GO_PROGRAMS: &[&str] = &["containerd", "ctr", "containerd-shim-runc-v2", "crictl"];
