@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use std::rc::Rc;
 
 use berm_sandbox::{
-    Args as SandboxArgs, Config, ContainerArgs, Donated, Host, Sandbox, Spec, Stdio, rootless,
+    Args as SandboxArgs, Config, ContainerArgs, Donated, Host, Sandbox, Spec, Stdio, UserLog,
+    rootless,
 };
 use serde_json::{Value, json};
 
@@ -61,6 +62,9 @@ pub(crate) struct Args {
     /// Most processes and threads
     #[arg(long, value_parser = clap::value_parser!(i64).range(1..))]
     pids: Option<i64>,
+    /// File to which a line is added whenever the sandbox, the command or an exec cannot run
+    #[arg(long, value_name = "FILE")]
+    user_log: Option<PathBuf>,
     #[command(flatten)]
     donate: Donate,
     /// Print the sandbox's name and the exit code as JSON on stderr at the end
@@ -154,6 +158,7 @@ async fn run(args: &Args, config: Config, donated: Donated) -> Result<u32, Error
     let parsed = Spec::parse(&spec).map_err(berm_sandbox::Error::from)?;
     let sandbox = SandboxArgs {
         attached: true,
+        user_log: args.user_log.as_deref().map(user_log).transpose()?,
         ..SandboxArgs::new(&args.name, NAMESPACE, &bundle, parsed)
     };
     // What runs leave that were killed: nobody else looks for it.
@@ -164,6 +169,18 @@ async fn run(args: &Args, config: Config, donated: Donated) -> Result<u32, Error
     let ended = run_in(&sandbox, args, (bundle, donated), &spec, &mut signals).await;
     sandbox.destroy().await;
     ended
+}
+
+fn user_log(path: &Path) -> Result<UserLog, Error> {
+    let file = std::fs::File::options()
+        .append(true)
+        .create(true)
+        .open(path);
+    let file = file.map_err(|source| Error::File {
+        path: path.to_owned(),
+        source,
+    });
+    file.map(|file| UserLog::File(file.into()))
 }
 
 async fn run_in(

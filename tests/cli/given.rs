@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{IoSliceMut, Write};
 use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
 
@@ -186,4 +187,53 @@ fn a_console_socket_that_cannot_be_used_is_refused_and_nothing_runs() {
     }
     assert!(!world.dir.join("srv/ran").exists());
     assert_eq!(world.end(run), 137);
+}
+
+#[test]
+fn why_a_command_cannot_run_is_added_to_the_user_log() {
+    let world = World::new();
+    let path = world.dir.join("user.log");
+    let log = path.to_str().unwrap();
+    std::fs::write(&path, "before\n").unwrap();
+    let root = world.dir.to_str().unwrap();
+    let name = world.name.as_str();
+    let nope = [
+        "run",
+        "--user-log",
+        log,
+        "--rootfs",
+        root,
+        "--name",
+        name,
+        "--",
+        "nope",
+    ];
+    assert_eq!(output(&nope).status.code(), Some(125));
+    let script = "echo ready; exec sleep 1000";
+    let mut run = world.run(&["--user-log", log], script);
+    let mut run = run.stdout(Stdio::piped()).spawn().unwrap();
+    let mut out = File::from(OwnedFd::from(run.stdout.take().unwrap()));
+    expect(&mut out, "ready");
+    let exec = output(&["exec", name, "--", "neither"]);
+    assert_eq!(exec.status.code(), Some(125));
+    assert_eq!(world.end(run), 137);
+    let told = std::fs::read_to_string(&path).unwrap();
+    let lines: Vec<&str> = told.lines().collect();
+    assert_eq!((lines.len(), lines[0]), (3, "before"), "{told}");
+    let want = format!("create container {name:?} failed: exec: \"nope\": executable file not");
+    assert!(lines[1].contains(&want), "{told}");
+    let want = format!("exec in container {name:?} failed: exec: \"neither\": executable file");
+    assert!(lines[2].contains(&want), "{told}");
+    let bad = [
+        "run",
+        "--user-log",
+        "/no/such/log",
+        "--rootfs",
+        root,
+        "--",
+        "sh",
+    ];
+    let out = output(&bad);
+    assert_eq!(out.status.code(), Some(125));
+    assert!(text(&out.stderr).contains("/no/such/log"));
 }

@@ -128,6 +128,12 @@ impl Spec {
         uid.or_else(of_logs)
     }
 
+    /// `io.kubernetes.cri.sandbox-log-directory`, if it is not empty.
+    pub fn log_directory(&self) -> Option<&Path> {
+        let dir = self.annotation(SANDBOX_LOG_DIRECTORY);
+        dir.filter(|dir| !dir.is_empty()).map(Path::new)
+    }
+
     /// The value of an annotation.
     pub fn annotation(&self, key: &str) -> Option<&str> {
         annotation(&self.oci, key)

@@ -8,6 +8,7 @@ pub use berm_plan::RootfsMount;
 use berm_plan::Spec;
 
 use crate::donated::Donated;
+use crate::user_log::UserLog;
 
 /// What a new sandbox is made from.
 #[derive(Debug)]
@@ -25,6 +26,9 @@ pub struct Args {
     /// [`crate::cleanup`] or [`crate::sweep_dead`]. A pod without a PID namespace of its own is
     /// refused. The caller makes the sandbox on its main thread: the kernel goes by the thread.
     pub attached: bool,
+    /// Where it is told why the sandbox, a container or an exec cannot run: one line each, time
+    /// and text, up to 1 MiB. `None`: where the configuration says ([`crate::Config::user_log`]).
+    pub user_log: Option<UserLog>,
 }
 
 impl Args {
@@ -41,6 +45,7 @@ impl Args {
             bundle: bundle.into(),
             spec,
             attached: false,
+            user_log: None,
         }
     }
 }

@@ -27,6 +27,9 @@ pub struct Config {
     /// Where the node's metric server listens. Only where it is set do new sandboxes register
     /// metrics.
     pub metric_server: Option<Address>,
+    /// Tell why a container of a CRI pod cannot run in `berm.log` of the pod's log directory
+    /// (`io.kubernetes.cri.sandbox-log-directory`), as gVisor does in `gvisor.log`.
+    pub user_log: bool,
     /// What a sandbox's spec may ask for.
     pub policy: Policy,
     /// How the process that owns the sandboxes changes what it logs; `None`: by the level alone.
@@ -49,6 +52,7 @@ impl Default for Config {
             allow_dead_capabilities: false,
             kernel: None,
             metric_server: None,
+            user_log: false,
             policy: Policy::default(),
             change_logging: None,
             stage_deadline: Duration::from_secs(30),

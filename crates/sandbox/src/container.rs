@@ -34,7 +34,6 @@ impl Sandbox {
     /// that failed. Nothing is left behind then, other containers are not touched.
     pub async fn create_container(&self, args: ContainerArgs) -> Result<Created, Error> {
         check_id(&args.id)?;
-        args.donated.check(args.terminal)?;
         let live = &self.0;
         if !self.is_running() {
             return Err(Error::SandboxGone { id: args.id });
@@ -46,11 +45,15 @@ impl Sandbox {
         live.tasks
             .borrow_mut()
             .insert(args.id.clone(), Rc::clone(&task));
-        let made = self.make_container(&task, args).await;
+        let made = match args.donated.check(args.terminal) {
+            Ok(()) => self.make_container(&task, args).await,
+            Err(e) => Err(e),
+        };
         if let Err(e) = &made {
             live.keep_refused("Create", &task.id, e);
             live.tasks.borrow_mut().remove(&task.id);
             live.state_dir.borrow().remove_container(&task.id);
+            live.tell_user("create", &task.id, e).await;
         }
         made
     }

@@ -1,6 +1,6 @@
 //! Creating a sandbox.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
@@ -31,6 +31,7 @@ use crate::scope::{self, Holder};
 use crate::stage::{Forked, Outcome, Stage};
 use crate::state::Happening;
 use crate::task::{Kind, Limits, Task};
+use crate::user_log::UserLog;
 
 impl Sandbox {
     /// Creates a sandbox: PID 1 runs when this returns.
@@ -42,13 +43,28 @@ impl Sandbox {
     /// belongs to another sandbox; the stage's step that failed. Nothing is left behind then.
     pub async fn create(
         host: Rc<Host>,
-        args: Args,
+        mut args: Args,
         events: UnboundedSender<Event>,
     ) -> Result<Self, Error> {
+        let log = match args.user_log.take() {
+            None => UserLog::of_pod(&host.config, &args.spec)?,
+            given => given,
+        };
         let created = Self::create_sandbox(&host, &args, events).await;
-        if let Err(e) = &created {
-            let asked = Asked::sandbox(&args.id, &args.namespace, &args.spec);
-            asked.keep(&host.config.state_dir, e);
+        match (&created, log) {
+            (Ok(sandbox), Some(log)) => {
+                // It has none yet.
+                let _: Result<(), UserLog> = sandbox.0.user_log.set(log);
+            }
+            (Ok(_), None) => {}
+            (Err(e), log) => {
+                let asked = Asked::sandbox(&args.id, &args.namespace, &args.spec);
+                asked.keep(&host.config.state_dir, e);
+                if let Some(log) = log {
+                    let what = format!("create sandbox {:?}", args.id);
+                    log.tell(&what, e, host.config.stage_deadline).await;
+                }
+            }
         }
         created
     }
@@ -445,6 +461,7 @@ impl Making {
             owns_pidns: matches!(self.pidns, Ns::New),
             shares: shares(plan),
             init,
+            user_log: OnceCell::new(),
             tasks: RefCell::new(BTreeMap::new()),
             destroyed: RefCell::default(),
             events,

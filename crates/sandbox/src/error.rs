@@ -103,6 +103,11 @@ pub enum Error {
     Finished,
     #[error("the sandbox of container {id:?} has ended")]
     SandboxGone { id: String },
+    #[error(
+        "annotations[\"io.kubernetes.cri.sandbox-log-directory\"]: {path:?} is not an absolute path, \
+         and user_log = true asks for a log there"
+    )]
+    LogDirectory { path: PathBuf },
     #[error("pass_files {guest}: {reason}")]
     PassFile { guest: i32, reason: &'static str },
     #[error("signal {signal} is none that the kernel knows")]
@@ -223,6 +228,7 @@ impl Error {
             | Self::Subcontainer { .. }
             | Self::LongValue { .. }
             | Self::PassFile { .. }
+            | Self::LogDirectory { .. }
             | Self::BadSignal { .. }
             | Self::BadId { .. } => Kind::InvalidArgument,
             Self::File { source, .. } | Self::Call { source, .. } => {

@@ -64,7 +64,10 @@ impl Sandbox {
             let inside = inside
                 .as_ref()
                 .ok_or(Error::NoContainer { id: id.to_owned() })?;
-            berm_plan::exec(process_json, terminal, &inside.base)?
+            let planned = berm_plan::exec(process_json, terminal, &inside.base);
+            planned
+                .map_err(Error::from)
+                .inspect_err(|e| self.0.tell_user_later("exec in", id, e))?
         };
         let process = Process::new(exec);
         process.happen(Happening::Made)?;
@@ -91,6 +94,20 @@ impl Sandbox {
     /// As [`Sandbox::start_exec`], and `InvalidArgument` for what cannot be given to it: the exec
     /// is then as new as before.
     pub async fn start_exec_with(
+        &self,
+        id: &str,
+        exec: &str,
+        stdio: Stdio,
+        donated: Donated,
+    ) -> Result<Created, Error> {
+        let started = self.start_planned(id, exec, stdio, donated).await;
+        if let Err(e) = &started {
+            self.0.tell_user("exec in", id, e).await;
+        }
+        started
+    }
+
+    async fn start_planned(
         &self,
         id: &str,
         exec: &str,

@@ -81,6 +81,7 @@ mod subcontainer;
 mod task;
 mod update;
 mod usage;
+mod user_log;
 
 pub use api::{
     Args, ContainerArgs, Created, Event, Exit, Pid, ProcessState, RootfsMount, Status, Stdio,
@@ -117,3 +118,4 @@ pub use record::{ContainerRecord, Isolation, Record, Records};
 pub use refused::Refused as RefusedTask;
 pub use state::Refused;
 pub use usage::{Usage, UsageFiles};
+pub use user_log::UserLog;

@@ -1,6 +1,6 @@
 //! A living sandbox: what its verbs share.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
@@ -19,6 +19,7 @@ use crate::pause::Pauses;
 use crate::process::Child;
 use crate::record::{Record, StateDir};
 use crate::task::{Exec, Process, Task};
+use crate::user_log::UserLog;
 
 /// A pod's sandbox.
 ///
@@ -48,6 +49,8 @@ pub(crate) struct Live {
     /// The PID namespace is the pod's own: the kernel ends everything in it with PID 1. Otherwise
     /// "PID 1" is a process like any other, and the pod's end is that of its cgroups.
     pub(crate) owns_pidns: bool,
+    /// Where it is told why something cannot run.
+    pub(crate) user_log: OnceCell<UserLog>,
     /// Which namespaces are the host's.
     pub(crate) shares: HostShares,
     /// The mount namespace of the tmpfses that its hints ask for.

@@ -47,7 +47,9 @@ impl Sandbox {
             }
             Err(e) => {
                 live.keep_refused("Start", id, &e);
-                live.end_failed_start(&task).await?;
+                let ended = live.end_failed_start(&task).await;
+                live.tell_user("start", id, &e).await;
+                ended?;
                 Err(e)
             }
         }

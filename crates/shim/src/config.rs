@@ -44,6 +44,8 @@ struct Keys {
     allow_annotations: Option<Vec<String>>,
     /// Where the node's metric server listens; without it pods register no metrics.
     metric_server: Option<String>,
+    /// Whether `berm.log` in a pod's log directory tells why its containers cannot run.
+    user_log: Option<bool>,
     /// Seconds that a stage child may take.
     stage_deadline_s: Option<u32>,
     /// Seconds that killed processes may take to die.
@@ -119,6 +121,7 @@ impl Keys {
             })?;
             config.metric_server = Some(address);
         }
+        config.user_log = self.user_log.unwrap_or(config.user_log);
         let seconds = |seconds: u32| Duration::from_secs(seconds.into());
         config.stage_deadline = self.stage_deadline_s.map_or(config.stage_deadline, seconds);
         config.kill_deadline = self.kill_deadline_s.map_or(config.kill_deadline, seconds);
@@ -242,9 +245,10 @@ mod tests {
               dead_capabilities = \"warn\"\nopen_low_ports_and_ping = false\n\
               stage_deadline_s = 7\nkill_deadline_s = 8\nuserns = \"host\"\n\
               allow_annotations = [\"dev.berm.userns\"]\n\
-              metric_server = \"127.0.0.1:9469\"\n",
+              metric_server = \"127.0.0.1:9469\"\nuser_log = true\n",
         )
         .unwrap();
+        assert!(config.user_log && !berm_sandbox::Config::default().user_log);
         assert!(config.policy.host_users && !config.policy.refuse_host_pods);
         assert_eq!(config.policy.allow_annotations, ["dev.berm.userns"]);
         let strict = parse("f", b"refuse_host_pods = true\nuserns = \"auto\"").unwrap();

@@ -1,4 +1,5 @@
-//! What few callers ask for: that a sandbox dies with them, that a process is given files.
+//! What few callers ask for: that a sandbox dies with them, that a process is given files, that its
+//! terminal goes to a socket, that its user is told why it cannot run.
 
 use std::fs::{File, Permissions};
 use std::io::{IoSliceMut, Read, Write};
@@ -9,7 +10,9 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use berm_sandbox::{Config, ConsoleSocket, Donated, Error, PassFile, Record, sweep_dead};
+use berm_sandbox::{
+    Args, Config, ConsoleSocket, Donated, Error, PassFile, Record, UserLog, sweep_dead,
+};
 use berm_sys::Kind;
 use berm_testkit::cases::Case;
 use rustix::fs::{CWD, Mode, OFlags, fcntl_getfl, openat};
@@ -21,7 +24,7 @@ use serde_json::json;
 
 use crate::container::process;
 use crate::dead::{MINUTE, Shim, assert_dead, clean, fill};
-use crate::world::{NAMESPACE, Place, Pod, World, world, world_with};
+use crate::world::{NAMESPACE, Place, Pod, SOON, World, world, world_with};
 
 pub(crate) const CASES: &[Case] = berm_testkit::cases![
     every_process_of_an_attached_sandbox_dies_with_its_caller_and_a_sweep_removes_the_rest,
@@ -42,6 +45,10 @@ pub(crate) const CASES: &[Case] = berm_testkit::cases![
     a_console_socket_without_a_terminal_or_without_a_listener_is_refused,
     a_console_socket_that_takes_no_connection_is_given_up_at_the_deadline,
     a_terminal_for_somebody_who_has_gone_is_refused,
+    why_something_cannot_run_is_told_to_the_user_in_a_line_each,
+    a_cri_pod_tells_its_user_in_its_log_directory_if_the_node_says_so,
+    a_log_of_a_pod_is_written_to_nothing_that_somebody_has_put_in_its_place,
+    a_user_log_that_takes_nothing_holds_nobody_up_beyond_the_deadline,
 ];
 
 async fn attached(w: &World) -> Result<Pod<'_>, Error> {
@@ -607,5 +614,149 @@ fn a_terminal_for_somebody_who_has_gone_is_refused() {
         let error = socket.send(master.unwrap()).unwrap_err();
         assert_eq!(error.kind(), Kind::Unavailable);
         assert!(error.to_string().contains("console.sock"), "{error}");
+    });
+}
+
+fn to_user(args: &mut Args, file: OwnedFd) {
+    args.user_log = Some(UserLog::File(file));
+}
+
+/// The lines of a log without their times, which are in order.
+fn told_user(path: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(path).unwrap();
+    assert!(text.is_empty() || text.ends_with('\n'), "{text:?}");
+    let lines = text.lines().map(|line| line.split_once(' ').unwrap());
+    let (times, lines): (Vec<&str>, Vec<&str>) = lines.unzip();
+    let year = |time: &&str| time.len() == "1970-01-01T00:00:00.000Z".len() && time.ends_with('Z');
+    assert!(times.iter().all(year) && times.is_sorted(), "{times:?}");
+    lines.into_iter().map(str::to_owned).collect()
+}
+
+fn why_something_cannot_run_is_told_to_the_user_in_a_line_each() {
+    world(async |w| {
+        let path = w.dir.join("user.log");
+        let log = || File::options().append(true).create(true).open(&path);
+        let spec = w.sandbox_spec("pod1");
+        let pod = w.sandbox_of("pod1", &spec, |args| to_user(args, log().unwrap().into()));
+        let pod = pod.await.unwrap();
+        pod.sandbox.start("pod1").await.unwrap();
+        let c = pod.container(&["/bin/sleep", "1000"]).run().await;
+        let refused = pod.sh("true").user(70_000);
+        let text = pod.container(&["/text"]);
+        std::fs::write(text.root.join("text"), "no program").unwrap();
+        let mode = Permissions::from_mode(0o755);
+        std::fs::set_permissions(text.root.join("text"), mode).unwrap();
+        let ids = [refused.id.clone(), text.id.clone(), c.id.clone()];
+        let said = [
+            refused.refused().await.chain(),
+            text.refused().await.chain(),
+            c.exec_of(&process(&["/no\nsuch"]))
+                .await
+                .unwrap_err()
+                .chain(),
+        ];
+        // What is only called at a wrong time is none of the user's.
+        assert!(pod.sandbox.start(&c.id).await.is_err());
+        assert!(pod.sandbox.start("unknown").await.is_err());
+        let line = |what: &str, n: usize| {
+            let why = said[n].replace('\n', "\\n");
+            format!("{what} container {:?} failed: {why}", ids[n])
+        };
+        let mut want = vec![line("create", 0), line("start", 1), line("exec in", 2)];
+        assert_eq!(told_user(&path), want);
+        // A refusal of an exec is told although nobody waits for it.
+        let mut p = process(&["/bin/true"]);
+        p["user"] = json!({"uid": 70_000, "gid": 0});
+        let refused = c.exec_of(&p).await.unwrap_err().chain();
+        want.push(format!("exec in container {:?} failed: {refused}", c.id));
+        let until = Instant::now() + SOON;
+        while told_user(&path).len() < want.len() {
+            assert!(Instant::now() < until);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(told_user(&path), want);
+        c.end().await;
+    });
+}
+
+/// A pod whose log directory is `logs`.
+fn logging(w: &World, id: &str, logs: &Path) -> serde_json::Value {
+    let mut spec = w.sandbox_spec(id);
+    spec["annotations"]["io.kubernetes.cri.sandbox-log-directory"] = json!(logs);
+    spec
+}
+
+fn a_cri_pod_tells_its_user_in_its_log_directory_if_the_node_says_so() {
+    world_with(
+        |config| config.user_log = true,
+        async |w| {
+            let logs = w.dir("logs");
+            let log = logs.join("berm.log");
+            let pod = w.sandbox("pod1", &logging(w, "pod1", &logs)).await.unwrap();
+            pod.sandbox.start("pod1").await.unwrap();
+            assert_eq!(pod.sh("exit 3").output().await.0, 3);
+            assert!(!log.exists(), "there was nothing to tell");
+            pod.container(&["/no/such"]).refused().await;
+            let mut bad = logging(w, "pod2", &logs);
+            bad["hostname"] = json!("x".repeat(65));
+            assert!(w.sandbox("pod2", &bad).await.is_err());
+            let told = told_user(&log);
+            assert_eq!(told.len(), 2, "{told:?}");
+            let want = "stat /no/such: no such file or directory";
+            assert!(told[0].ends_with(want), "{told:?}");
+            let want = "create sandbox \"pod2\" failed: hostname: ";
+            assert!(told[1].starts_with(want), "{told:?}");
+            assert_eq!(log.metadata().unwrap().permissions().mode() & 0o027, 0);
+            let relative = logging(w, "pod3", Path::new("logs"));
+            let error = w.sandbox("pod3", &relative).await.err().unwrap();
+            assert_eq!(error.kind(), Kind::InvalidArgument, "{error}");
+        },
+    );
+    world(async |w| {
+        let logs = w.dir("logs");
+        let pod = w.sandbox("pod1", &logging(w, "pod1", &logs)).await.unwrap();
+        pod.sandbox.start("pod1").await.unwrap();
+        pod.container(&["/no/such"]).refused().await;
+        assert!(!logs.join("berm.log").exists(), "the default is off");
+    });
+}
+
+fn a_log_of_a_pod_is_written_to_nothing_that_somebody_has_put_in_its_place() {
+    world_with(
+        |config| config.user_log = true,
+        async |w| {
+            let logs = w.dir("logs");
+            let victim = w.dir.join("victim");
+            std::fs::write(&victim, "kept").unwrap();
+            let log = logs.join("berm.log");
+            let pod = w.sandbox("pod1", &logging(w, "pod1", &logs)).await.unwrap();
+            pod.sandbox.start("pod1").await.unwrap();
+            let link = || std::os::unix::fs::symlink(&victim, &log);
+            let second = || std::fs::hard_link(&victim, &log);
+            for put in [&link as &dyn Fn() -> std::io::Result<()>, &second] {
+                put().unwrap();
+                let error = pod.container(&["/no/such"]).refused().await;
+                assert_eq!(error.kind(), Kind::NotFound, "{error}");
+                assert_eq!(std::fs::read_to_string(&victim).unwrap(), "kept");
+                std::fs::remove_file(&log).unwrap();
+            }
+        },
+    );
+}
+
+fn a_user_log_that_takes_nothing_holds_nobody_up_beyond_the_deadline() {
+    let soon = |config: &mut Config| config.stage_deadline = Duration::from_secs(3);
+    world_with(soon, async |w| {
+        let (_reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        rustix::io::ioctl_fionbio(&writer, true).unwrap();
+        while rustix::io::write(&writer, &[b'x'; 4096]).is_ok() {}
+        rustix::io::ioctl_fionbio(&writer, false).unwrap();
+        let spec = w.sandbox_spec("pod1");
+        let pod = w.sandbox_of("pod1", &spec, |args| to_user(args, writer));
+        let pod = pod.await.unwrap();
+        pod.sandbox.start("pod1").await.unwrap();
+        let error = pod.container(&["/no/such"]).refused().await;
+        assert_eq!(error.kind(), Kind::NotFound, "its own error: {error}");
+        assert_eq!(pod.sh("exit 3").output().await.0, 3);
     });
 }
