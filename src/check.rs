@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use berm_sandbox::{Config, Finding, Verdict};
 use serde_json::json;
 
+use crate::error::Error;
 use crate::table::table;
 
 /// Tries what this host can do for sandboxes
@@ -18,8 +19,9 @@ pub(crate) struct Args {
     json: bool,
 }
 
-pub(crate) fn main(args: &Args, config: &Config) -> ExitCode {
-    let all = berm_sandbox::check(config);
+pub(crate) fn main(args: &Args, config: &Config) -> Result<ExitCode, Error> {
+    crate::as_root(config)?;
+    let all = berm_sandbox::check(config)?;
     if args.json {
         let json = |f: &Finding| json!({"name": f.name, "verdict": word(f), "found": f.found, "lost": f.lost});
         let all: Vec<_> = all.iter().map(json).collect();
@@ -32,7 +34,7 @@ pub(crate) fn main(args: &Args, config: &Config) -> ExitCode {
         }
     }
     let works = all.iter().all(|f| f.verdict != Verdict::Missing);
-    ExitCode::from(u8::from(!works))
+    Ok(ExitCode::from(u8::from(!works)))
 }
 
 fn row(finding: &Finding) -> [String; 3] {

@@ -88,7 +88,7 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run(args) => return run::main(args, config),
         Command::Exec(args) => return exec::main(args, &config),
-        Command::Check(args) => return check::main(&args, &config),
+        Command::Check(args) => return check::main(&args, &config).unwrap_or_else(|e| failed(&e)),
         Command::List(args) => list::main(&args, &config),
         Command::State(args) => state::main(&args, &config),
         Command::Explain(args) => explain::main(&args, &config),
@@ -109,11 +109,13 @@ fn main() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("berm: {}", e.text());
-            e.code()
-        }
+        Err(e) => failed(&e),
     }
+}
+
+fn failed(error: &error::Error) -> ExitCode {
+    eprintln!("berm: {}", error.text());
+    error.code()
 }
 
 /// Directory of the sandboxes, if it is not the default.
@@ -128,6 +130,15 @@ fn config() -> Config {
         config.state_dir = dir;
     }
     config
+}
+
+/// An ordinary user starts anew as root of a user namespace of its own.
+fn as_root(config: &Config) -> Result<(), error::Error> {
+    let variable = (STATE_DIR, config.state_dir.as_os_str());
+    match rootless::is_needed() {
+        true => Ok(rootless::enter(variable).map(drop)?),
+        false => Ok(()),
+    }
 }
 
 /// For the commands that wait for several things at once.

@@ -8,7 +8,6 @@ use std::rc::Rc;
 
 use berm_sandbox::{
     Args as SandboxArgs, Config, ContainerArgs, Donated, Host, Sandbox, Spec, Stdio, UserLog,
-    rootless,
 };
 use serde_json::{Value, json};
 
@@ -118,7 +117,7 @@ fn bytes(text: &str) -> Result<i64, String> {
 }
 
 pub(crate) fn main(args: Args, config: Config) -> ExitCode {
-    let ended = as_root(&config).and_then(|()| {
+    let ended = crate::as_root(&config).and_then(|()| {
         let donated = args.donate.take()?;
         let runtime = crate::runtime()?;
         tokio::task::LocalSet::new().block_on(&runtime, run(&args, config, donated))
@@ -134,15 +133,6 @@ pub(crate) fn main(args: Args, config: Config) -> ExitCode {
         eprintln!("{}", json!({"id": args.name, "exitCode": code}));
     }
     ExitCode::from(code)
-}
-
-/// An ordinary user starts anew as root of a user namespace of its own.
-fn as_root(config: &Config) -> Result<(), Error> {
-    let variable = (crate::STATE_DIR, config.state_dir.as_os_str());
-    match rootless::is_needed() {
-        true => Ok(rootless::enter(variable).map(drop)?),
-        false => Ok(()),
-    }
 }
 
 /// In containerd's place.

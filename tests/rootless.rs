@@ -316,6 +316,31 @@ fn what_needs_root_is_refused_by_its_name() {
 }
 
 #[test]
+fn what_an_ordinary_user_can_and_cannot_do_is_told_by_berm_check() {
+    let user = User::new();
+    let found = user.json("check --json");
+    let verdict = |name: &str| {
+        let all = found.as_array().unwrap();
+        let one = all.iter().find(|finding| finding["name"] == name);
+        one.unwrap_or_else(|| panic!("no {name} in {found}"))["verdict"].clone()
+    };
+    assert_eq!(verdict("user namespaces"), "ok");
+    assert_eq!(verdict("mount API"), "ok");
+    assert_eq!(verdict("root"), "degraded");
+    assert_refused(&User::poor().berm("check"), 1, &["/etc/subuid"]);
+}
+
+#[test]
+fn an_ordinary_users_sandbox_has_a_terminal() {
+    let user = User::new();
+    let script =
+        "script -qec \"berm run -t --rootfs root -- sh -c '[ -t 0 ] && echo terminal'\" /dev/null";
+    let out = user.shell(script).output().unwrap();
+    assert!(text(&out.stdout).contains("terminal"), "{out:?}");
+    user.assert_gone();
+}
+
+#[test]
 fn a_user_whom_the_host_lends_no_ids_is_told_the_file_and_the_way_out() {
     let user = User::poor();
     let words = ["/etc/subuid", &user.name, "usermod --add-subuids"];

@@ -9,6 +9,8 @@ mod kernel;
 pub(crate) use kernel::user_namespace;
 
 use crate::config::Config;
+use crate::error::Error;
+use crate::rootless::Nested;
 
 /// What a probe found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,10 +56,18 @@ impl Finding {
     }
 }
 
-/// Tries what sandboxes need of this host. Blocking, some milliseconds. The caller is root and has
-/// one thread.
-pub fn check(config: &Config) -> Vec<Finding> {
-    let mut all = kernel::check(config);
-    all.extend(host::check(config));
-    all
+/// Tries what sandboxes need of this host. Blocking, some milliseconds. The caller is root, maybe
+/// only of a user namespace ([`crate::rootless::enter`]), and has one thread.
+/// # Errors
+/// The errno of reading which ids the caller has.
+pub fn check(config: &Config) -> Result<Vec<Finding>, Error> {
+    let (mut all, host) = match Nested::detect()? {
+        Some(nested) => (
+            kernel::check_rootless(&nested.ids),
+            host::check_rootless(&nested.ids),
+        ),
+        None => (kernel::check(config), host::check(config)),
+    };
+    all.extend(host);
+    Ok(all)
 }

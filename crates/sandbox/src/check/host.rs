@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use berm_cgroup::{Controller, Host};
+use berm_plan::Ids;
 use rustix::process::geteuid;
 
 use super::{Finding, Verdict};
@@ -50,6 +51,26 @@ pub(super) fn check(config: &Config) -> Vec<Finding> {
         ),
     ]);
     all
+}
+
+pub(super) fn check_rootless(ids: &Ids) -> Vec<Finding> {
+    let count: u64 = ids.uids.0.iter().map(|e| u64::from(e.count)).sum();
+    let found = format!("root of a user namespace with {count} ids");
+    vec![
+        Finding::new(
+            "root",
+            "no cgroups: limits, pause and figures of a container are refused. containerd's pods \
+             need root of the node, `berm run` does not",
+            Verdict::Degraded,
+            Err(found),
+        ),
+        Finding::new(
+            "max_user_namespaces",
+            "as many pods as it allows can run",
+            Verdict::Degraded,
+            max_user_namespaces(),
+        ),
+    ]
 }
 
 fn root() -> Probed {

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use berm_plan::{Extent, IdMap, Ids};
 use berm_sys::mount::{SetAttr, attr, set_attr};
 use berm_sys::process::{Fork, clone3, exit, flags, fork, install_seccomp, unshare};
 use rustix::fs::{CWD, Mode, mkdirat};
@@ -19,6 +20,7 @@ use rustix::thread::set_no_new_privs;
 
 use super::{Finding, Verdict};
 use crate::config::Config;
+use crate::ids::RANGE;
 use crate::process::open_pidfd;
 
 type Probed = Result<String, String>;
@@ -27,29 +29,16 @@ pub(super) fn check(config: &Config) -> Vec<Finding> {
     let userns = user_namespace(config);
     let user = userns.as_ref().map(AsFd::as_fd).map_err(Clone::clone);
     let missing = Verdict::Missing;
-    let mut all = vec![
-        Finding::new(
-            "user namespaces",
-            "no sandbox can be made: each has a user namespace of its own",
-            missing,
-            user.clone().map(|_| "made one, 65536 ids".to_owned()),
-        ),
-        Finding::new(
-            "mount API",
-            "no container can be made: mounts are built detached (fsopen, fsmount; Linux 5.2)",
-            missing,
-            tmpfs().map(|_| "detached tmpfs".to_owned()),
-        ),
-        Finding::new(
-            "idmapped tmpfs",
-            "pods run without a user namespace, unless they bring their own (hostUsers: false): \
-             kubelet's secrets and tokens lie in memory. Root in such a pod is root of the node: \
-             not a security boundary. hostUsers: false pods with volumes in memory are refused \
-             (Linux 6.3)",
-            Verdict::Degraded,
-            user.clone().and_then(idmapped_tmpfs),
-        ),
-    ];
+    let mut all = namespaces(user.clone());
+    all.push(Finding::new(
+        "idmapped tmpfs",
+        "pods run without a user namespace, unless they bring their own (hostUsers: false): \
+         kubelet's secrets and tokens lie in memory. Root in such a pod is root of the node: \
+         not a security boundary. hostUsers: false pods with volumes in memory are refused \
+         (Linux 6.3)",
+        Verdict::Degraded,
+        user.clone().and_then(idmapped_tmpfs),
+    ));
     let images = existing(Path::new("/var/lib/containerd"));
     for path in [existing(&config.state_dir), images.clone()] {
         let probed = user.clone().and_then(|user| idmapped(&path, user));
@@ -75,20 +64,51 @@ pub(super) fn check(config: &Config) -> Vec<Finding> {
             Verdict::Degraded,
             user.and_then(overlay),
         ),
+    ]);
+    all.extend(processes());
+    all
+}
+
+/// What a caller needs that is root only in a user namespace: nothing is idmapped there.
+pub(super) fn check_rootless(ids: &Ids) -> Vec<Finding> {
+    let userns = user_namespace_of(ids);
+    let mut all = namespaces(userns.as_ref().map(AsFd::as_fd).map_err(Clone::clone));
+    all.extend(processes());
+    all
+}
+
+fn namespaces(user: Result<BorrowedFd<'_>, String>) -> Vec<Finding> {
+    vec![
+        Finding::new(
+            "user namespaces",
+            "no sandbox can be made: each has a user namespace of its own",
+            Verdict::Missing,
+            user.map(|_| "made one".to_owned()),
+        ),
+        Finding::new(
+            "mount API",
+            "no container can be made: mounts are built detached (fsopen, fsmount; Linux 5.2)",
+            Verdict::Missing,
+            tmpfs().map(|_| "detached tmpfs".to_owned()),
+        ),
+    ]
+}
+
+fn processes() -> Vec<Finding> {
+    vec![
         Finding::new(
             "pidfd",
             "no process can be watched (pidfd_open, waitid(P_PIDFD); Linux 5.4)",
-            missing,
+            Verdict::Missing,
             pidfd(),
         ),
         Finding::new(
             "seccomp",
             "no container with a seccomp profile can be started",
-            missing,
+            Verdict::Missing,
             seccomp(),
         ),
-    ]);
-    all
+    ]
 }
 
 fn text(call: &'static str) -> impl Fn(rustix::io::Errno) -> String {
@@ -107,6 +127,18 @@ fn existing(path: &Path) -> PathBuf {
 
 /// A user namespace with a map of the pool's first ids; its only process ends at once.
 pub(crate) fn user_namespace(config: &Config) -> Result<OwnedFd, String> {
+    let map = IdMap(vec![Extent {
+        inside: 0,
+        outside: config.id_pool_start,
+        count: RANGE,
+    }]);
+    user_namespace_of(&Ids {
+        uids: map.clone(),
+        gids: map,
+    })
+}
+
+fn user_namespace_of(ids: &Ids) -> Result<OwnedFd, String> {
     let (wait, go) = pipe_with(PipeFlags::CLOEXEC).map_err(text("pipe2"))?;
     let (side, pidfd) = clone3(flags::NEWUSER).map_err(io_text("clone3(CLONE_NEWUSER)"))?;
     let pid = match side {
@@ -118,17 +150,16 @@ pub(crate) fn user_namespace(config: &Config) -> Result<OwnedFd, String> {
         }
         Fork::Parent(pid) => pid,
     };
-    let opened = map_ids(config, pid);
+    let opened = map_ids(ids, pid);
     drop(go);
     let pidfd = pidfd.ok_or("clone3: no pidfd")?;
     waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED).map_err(text("waitid"))?;
     opened
 }
 
-fn map_ids(config: &Config, pid: i32) -> Result<OwnedFd, String> {
-    let map = format!("0 {} 65536\n", config.id_pool_start);
-    for file in ["uid_map", "gid_map"] {
-        fs::write(format!("/proc/{pid}/{file}"), &map)
+fn map_ids(ids: &Ids, pid: i32) -> Result<OwnedFd, String> {
+    for (file, map) in [("uid_map", &ids.uids), ("gid_map", &ids.gids)] {
+        fs::write(format!("/proc/{pid}/{file}"), map.to_kernel())
             .map_err(|e| format!("write(/proc/<pid>/{file}): {e}"))?;
     }
     let ns = fs::File::open(format!("/proc/{pid}/ns/user"));
