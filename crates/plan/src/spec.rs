@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime;
+use serde_json::Value;
 
 use crate::decode::decode;
 use crate::refusal::{Error, invalid, quoted};
@@ -73,6 +74,14 @@ impl Spec {
         };
         let sources = mounts.iter().filter(bind).map(|m| m.source().clone());
         sources.flatten().collect()
+    }
+
+    /// The entries of `mounts`, as JSON objects of the OCI spec.
+    /// # Errors
+    /// None that such values have.
+    pub fn mounts(&self) -> Result<Vec<Value>, serde_json::Error> {
+        let mounts = self.oci.mounts().as_deref().unwrap_or_default();
+        mounts.iter().map(serde_json::to_value).collect()
     }
 
     /// Whether one of the spec's mounts is of this source.

@@ -11,6 +11,20 @@ use crate::donated::Donated;
 use crate::user_log::UserLog;
 
 /// What a new sandbox is made from.
+///
+/// Fields of gVisor's `Args` that are elsewhere here, or are none:
+///
+/// | gVisor | here |
+/// |---|---|
+/// | `BundleDir` | `bundle` |
+/// | `Cgroup` | the spec's `linux.cgroupsPath`: the library makes the cgroup, limits and removes it |
+/// | `ConsoleSocket`, `PassFiles`, `ExecFile` | [`Donated`], of a container and of an exec: a sandbox itself runs nothing |
+/// | `MountsFile` | [`ContainerArgs::mounts_file`], for the caller: there is no sentry that waits for it |
+/// | `MountHints` | annotations of the spec; the record tells them |
+/// | `IOFiles`, `DevIOFile` | none: no gofer serves files from outside. The stage child, which still has the host's credentials, opens what a mount names, makes `/dev`, and locks both |
+/// | `GoferMountConfs` | none: each mount is made in one way, which the plan says; `berm explain` and [`ContainerArgs::mounts_file`] tell it |
+/// | `GoferFilestoreFiles` | none: upper layers are directories of the snapshotter's, a tmpfs is the kernel's own; neither needs a file behind it |
+/// | `SinkFiles` | none: sinks come with a trace session, by the control socket |
 #[derive(Debug)]
 pub struct Args {
     /// Sandbox id; one path component.
@@ -67,6 +81,10 @@ pub struct ContainerArgs {
     pub stdio: Stdio,
     /// What else it is given.
     pub donated: Donated,
+    /// Gets the spec's mounts as one JSON array once the container is created, with the paths that
+    /// they have: links of the image are followed in `destination`, those of the host in the
+    /// `source` of a bind mount. One that another mount covers keeps the spec's path.
+    pub mounts_file: Option<OwnedFd>,
 }
 
 impl ContainerArgs {
@@ -80,6 +98,7 @@ impl ContainerArgs {
             terminal: false,
             stdio: Stdio::default(),
             donated: Donated::default(),
+            mounts_file: None,
         }
     }
 }

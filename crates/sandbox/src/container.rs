@@ -158,8 +158,8 @@ impl Sandbox {
         }
         let init = outcome.init.take();
         let at_gate = outcome.at_gate;
-        if listened.is_ok() && at_gate {
-            listened = ConsoleSocket::take(console, &mut outcome);
+        if let (Ok(()), Some(init), true) = (&listened, &init, at_gate) {
+            listened = self.hand_out(args, init, console, &mut outcome).await;
         }
         let init = match (listened, init) {
             (Ok(()), Some(init)) if at_gate => init,
@@ -171,6 +171,21 @@ impl Sandbox {
         builder.reap();
         phases::done("stage");
         self.settle_container(task, args, plan, cgroup.path(), stage, (init, outcome))
+    }
+
+    /// The process is at its gate: hands out what others wait for.
+    async fn hand_out(
+        &self,
+        args: &ContainerArgs,
+        init: &Forked,
+        console: Option<ConsoleSocket>,
+        outcome: &mut Outcome,
+    ) -> Result<(), Error> {
+        if let Some(file) = &args.mounts_file {
+            let file = file.as_fd();
+            self.0.write_mounts(file, &args.spec, init.pid()?).await?;
+        }
+        ConsoleSocket::take(console, outcome)
     }
 
     /// The tree stands: runs the hooks that look at it, then lets the process go to its gate.

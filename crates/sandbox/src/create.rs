@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use crate::api::{Args, Event};
 use crate::aside::Aside;
-use crate::error::{Error, call};
+use crate::error::{Error, call, io};
 use crate::events::Listeners;
 use crate::exits::undo_cgroup;
 use crate::hints;
@@ -206,6 +206,14 @@ fn host_namespaces(shares: HostShares) -> Vec<String> {
     ];
     let shared = all.into_iter().filter(|(_, shared)| *shared);
     shared.map(|(name, _)| name.to_owned()).collect()
+}
+
+/// What a process that is forked now begins with.
+fn own_oom_score_adj() -> Result<i32, Error> {
+    let text = std::fs::read_to_string("/proc/self/oom_score_adj");
+    let text = text.map_err(io("read(/proc/self/oom_score_adj)"))?;
+    let score = text.trim().parse().map_err(std::io::Error::other);
+    score.map_err(io("read(/proc/self/oom_score_adj)"))
 }
 
 /// A namespace of the pod to be.
@@ -541,6 +549,7 @@ impl Making {
             uid: ids.uids.to_host(0).unwrap_or(0),
             gid: ids.gids.to_host(0).unwrap_or(0),
             cgroup: relative(cgroup.and_then(|path| host.recorded(path))),
+            original_oom_score_adj: own_oom_score_adj()?,
             control_socket_path: self.state_dir.path().join("control.sock"),
             bundle: args.bundle.clone(),
             owner,

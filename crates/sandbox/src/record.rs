@@ -78,6 +78,9 @@ pub struct Record {
     pub gid: u32,
     /// The sandbox's cgroup.
     pub cgroup: String,
+    /// `oom_score_adj` that PID 1 was born with, its maker's, before the spec's was set.
+    #[serde(default)]
+    pub original_oom_score_adj: i32,
     /// The control socket.
     pub control_socket_path: PathBuf,
     /// The bundle of the sandbox task.

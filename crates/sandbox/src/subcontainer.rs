@@ -112,7 +112,11 @@ impl Sandbox {
             stdio,
             ..ContainerArgs::new(&task.id, &task.bundle, spec)
         };
-        let created = self.make_container(task, args).await?;
+        let made = self.make_container(task, args).await;
+        if let Err(e) = &made {
+            live.tell_user("create", &task.id, e).await;
+        }
+        let created = made?;
         self.start(&task.id).await?;
         Ok(created)
     }

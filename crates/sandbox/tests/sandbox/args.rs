@@ -45,6 +45,9 @@ pub(crate) const CASES: &[Case] = berm_testkit::cases![
     a_console_socket_without_a_terminal_or_without_a_listener_is_refused,
     a_console_socket_that_takes_no_connection_is_given_up_at_the_deadline,
     a_terminal_for_somebody_who_has_gone_is_refused,
+    the_record_keeps_the_oom_score_that_pid_1_was_born_with,
+    the_mounts_of_a_container_are_told_with_the_paths_that_they_have,
+    a_mounts_file_that_takes_nothing_fails_the_container_and_leaves_nothing,
     why_something_cannot_run_is_told_to_the_user_in_a_line_each,
     a_cri_pod_tells_its_user_in_its_log_directory_if_the_node_says_so,
     a_log_of_a_pod_is_written_to_nothing_that_somebody_has_put_in_its_place,
@@ -758,5 +761,82 @@ fn a_user_log_that_takes_nothing_holds_nobody_up_beyond_the_deadline() {
         let error = pod.container(&["/no/such"]).refused().await;
         assert_eq!(error.kind(), Kind::NotFound, "its own error: {error}");
         assert_eq!(pod.sh("exit 3").output().await.0, 3);
+    });
+}
+
+fn the_mounts_of_a_container_are_told_with_the_paths_that_they_have() {
+    world(async |w| {
+        let pod = w.pod().await;
+        let real = w.dir("real");
+        let link = w.dir.join("link");
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let (hears, says) = told();
+        let covered = w.dir("covered");
+        let container = pod
+            .sh("exit 3")
+            .mount("/linked/inside", "bind", &link, &["rbind", "ro"])
+            .mount("/absolute", "tmpfs", Path::new("tmpfs"), &["size=64k"])
+            .mount("/over/covered", "bind", &covered, &["bind"])
+            .mount("/over", "tmpfs", Path::new("tmpfs"), &[])
+            .mounts_file(says);
+        let root = container.root.clone();
+        for (name, to) in [("linked", "var/to"), ("absolute", "/run/here")] {
+            std::os::unix::fs::symlink(to, root.join(name)).unwrap();
+        }
+        std::fs::create_dir_all(root.join("var/to")).unwrap();
+        std::fs::create_dir_all(root.join("run/here")).unwrap();
+        let given = container.spec["mounts"].clone();
+        let made = container.create().await.unwrap();
+        // All of it is there once the container is created.
+        let text = all(hears);
+        let mut want = given.as_array().unwrap().clone();
+        let last = want.len() - 4;
+        want[last]["destination"] = json!("/var/to/inside");
+        want[last]["source"] = json!(real);
+        want[last + 1]["destination"] = json!("/run/here");
+        let told: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+        assert_eq!(told, want);
+        // And it is true.
+        let mounted = std::fs::read_to_string(format!("/proc/{}/mountinfo", made.pid)).unwrap();
+        for entry in &told {
+            let path = entry["destination"].as_str().unwrap();
+            let is = mounted.contains(&format!(" {path} "));
+            assert!(
+                is || path.starts_with("/sys/fs/cgroup"),
+                "{path}: {mounted}"
+            );
+        }
+        made.start().await.unwrap();
+        assert_eq!(made.wait().await.status, 3);
+        made.delete().await.unwrap();
+    });
+}
+
+fn a_mounts_file_that_takes_nothing_fails_the_container_and_leaves_nothing() {
+    world(async |w| {
+        let pod = w.pod().await;
+        let unwritable = File::open("/dev/null").unwrap();
+        let error = pod.sh("true").mounts_file(unwritable).refused().await;
+        let want = "MountsFile: write(mounts_file)";
+        assert!(error.chain().contains(want), "{}", error.chain());
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let error = pod.sh("true").mounts_file(full).refused().await;
+        assert_eq!(error.kind(), Kind::Unavailable, "{}", error.chain());
+    });
+}
+
+fn the_record_keeps_the_oom_score_that_pid_1_was_born_with() {
+    world(async |w| {
+        let score = |of: &str| std::fs::read_to_string(format!("/proc/{of}/oom_score_adj"));
+        // Higher is for everybody; the test has a process of its own.
+        std::fs::write("/proc/self/oom_score_adj", "321").unwrap();
+        let pod = w
+            .pod_with(|spec| spec["process"]["oomScoreAdj"] = json!(654))
+            .await;
+        assert_eq!(score(&pod.init().to_string()).unwrap(), "654\n");
+        let path = w.host.config().state_dir.join(NAMESPACE).join(pod.id());
+        let record = std::fs::read_to_string(path.join("sandbox.json")).unwrap();
+        let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+        assert_eq!(record["originalOomScoreAdj"], 321);
     });
 }

@@ -42,6 +42,7 @@ pub(crate) struct Container<'p> {
     rootfs: Vec<RootfsMount>,
     terminal: bool,
     donated: Donated,
+    mounts_file: Option<OwnedFd>,
 }
 
 impl<'p> Container<'p> {
@@ -91,6 +92,7 @@ impl<'p> Container<'p> {
             rootfs: Vec::new(),
             terminal: false,
             donated: Donated::default(),
+            mounts_file: None,
         }
     }
 
@@ -142,6 +144,12 @@ impl<'p> Container<'p> {
         self
     }
 
+    /// Where its mounts are told.
+    pub(crate) fn mounts_file(mut self, file: impl Into<OwnedFd>) -> Self {
+        self.mounts_file = Some(file.into());
+        self
+    }
+
     /// A terminal of this size.
     pub(crate) fn terminal(mut self, rows: u32, columns: u32) -> Self {
         self.terminal = true;
@@ -161,6 +169,7 @@ impl<'p> Container<'p> {
             terminal: self.terminal,
             stdio,
             donated: self.donated,
+            mounts_file: self.mounts_file,
         };
         let created = timeout(SOON, self.pod.sandbox.create_container(args))
             .await
