@@ -118,6 +118,7 @@ fn bytes(text: &str) -> Result<i64, String> {
 
 pub(crate) fn main(args: Args, config: Config) -> ExitCode {
     let ended = crate::as_root(&config).and_then(|()| {
+        berm_sandbox::set_cloexec_on_all_fds().map_err(crate::error::io("close_range(CLOEXEC)"))?;
         let donated = args.donate.take()?;
         let runtime = crate::runtime()?;
         tokio::task::LocalSet::new().block_on(&runtime, run(&args, config, donated))

@@ -91,6 +91,8 @@ pub use api::{
 pub use berm_cgroup as cgroup;
 pub use berm_cgroup::Stats;
 pub use berm_plan::{Extent, HintType, IdMap, MountHint, MountHints, Policy, Spec, TaskKind};
+/// For a caller that starts: what it was started with does not get into what it forks.
+pub use berm_sys::process::set_cloexec_on_all_fds;
 pub use berm_urpc as urpc;
 pub use change_logging::{ChangeLogging, LogChange};
 pub use check::{Finding, Verdict, check};

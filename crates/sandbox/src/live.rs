@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
+use berm_cgroup::Cgroup;
 use berm_plan::{HostShares, Ids, PodNamespaces};
 use berm_stage::PidNs;
 use tokio::sync::mpsc::UnboundedSender;
@@ -101,9 +102,26 @@ impl Sandbox {
         self.0.tasks.borrow().keys().cloned().collect()
     }
 
-    /// True while PID 1 runs.
+    /// True while PID 1 runs: a zombie does not.
     pub fn is_running(&self) -> bool {
-        !self.0.ending.get() && !*self.0.gone.borrow()
+        !self.0.ending.get() && !*self.0.gone.borrow() && !self.0.init.is_dead()
+    }
+
+    /// True for the task that the sandbox ends with: its own, or the container of a pod of one.
+    pub fn is_root_container(&self, id: &str) -> bool {
+        id == self.id()
+    }
+
+    /// The sandbox's cgroup, opened anew: that of its own task, or in a pod of one the container's.
+    /// # Errors
+    /// `NotFound` while there is none, and once it is removed; `NotSupported` without root.
+    pub fn new_cgroup(&self) -> Result<Cgroup, Error> {
+        let live = &self.0;
+        live.host.need_cgroups("the cgroup of a sandbox")?;
+        let path = live
+            .task(self.id())?
+            .with_cgroup(|cgroup| Ok::<_, Error>(cgroup.path().clone()))?;
+        Ok(Cgroup::open(&live.host.cgroup, &path)?)
     }
 }
 

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::SystemTime;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
 use serde::{Deserialize, Serialize};
@@ -116,6 +117,12 @@ impl Child {
         let pidfd = poll(pidfd)?;
         let word = Cell::new(None);
         Ok(Self { pidfd, word })
+    }
+
+    /// True once it is dead, reaped or not: its pidfd is readable then (pidfd_open(2)).
+    pub(crate) fn is_dead(&self) -> bool {
+        let mut polled = [PollFd::new(self, PollFlags::IN)];
+        rustix::event::poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 
     /// Waits until it is dead, and leaves it unreaped.

@@ -46,6 +46,7 @@ impl Daemon {
     /// # Errors
     /// The errno of what a runtime needs (epoll, eventfd, socketpair).
     pub(crate) fn run(self, listener: UnixListener) -> Result<(), Error> {
+        berm_sandbox::set_cloexec_on_all_fds().map_err(failed("close_range(CLOEXEC)"))?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()

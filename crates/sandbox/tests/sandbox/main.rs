@@ -40,6 +40,7 @@ mod port_forward;
 mod process;
 mod refused;
 mod rootfs;
+mod rows;
 mod subcontainer;
 mod tmpfs;
 mod usage;
@@ -86,6 +87,7 @@ fn main() -> ExitCode {
         netdevices::CASES,
         caps::CASES,
         rootfs::CASES,
+        rows::CASES,
         device_rootfs::CASES,
         mounts::CASES,
         options::CASES,
