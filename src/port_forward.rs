@@ -8,7 +8,7 @@ use std::sync::Arc;
 use berm_sandbox::Config;
 use berm_sandbox::urpc::Empty;
 use serde_json::json;
-use tokio::io::copy_bidirectional;
+use tokio::io::copy_bidirectional_with_sizes;
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::task::{JoinSet, spawn_blocking};
 
@@ -54,6 +54,9 @@ fn ports(text: &str) -> Result<Ports, String> {
         (local, remote) => Ok(Ports { local, remote }),
     }
 }
+
+/// Bytes per system call.
+const CHUNK: usize = 64 << 10;
 
 pub(crate) fn main(args: &Args, config: &Config) -> Result<(), Error> {
     let target = Target::find(config, &args.id)?;
@@ -109,7 +112,7 @@ async fn carry(mut here: TcpStream, pod: Arc<Pod>, id: Arc<str>, port: u16) -> R
     connected.await.map_err(|e| io("connect()")(e.into()))??;
     ours.set_nonblocking(true).map_err(io("ioctl(FIONBIO)"))?;
     let mut ours = UnixStream::from_std(ours).map_err(io("epoll_ctl()"))?;
-    let copied = copy_bidirectional(&mut here, &mut ours).await;
+    let copied = copy_bidirectional_with_sizes(&mut here, &mut ours, CHUNK, CHUNK).await;
     copied.map(drop).map_err(io("copy"))
 }
 

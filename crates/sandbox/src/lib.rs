@@ -74,6 +74,7 @@ mod refused;
 pub mod rootless;
 mod scope;
 mod signal;
+mod splice;
 mod stacks;
 mod stage;
 mod start;

@@ -1,19 +1,19 @@
 //! Connections from the host to a port of a pod.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream as StdUnixStream;
 use std::rc::Rc;
 use std::time::Duration;
 
 use rustix::net::sockopt::{socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType};
-use tokio::io::copy_bidirectional;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::io::Interest;
 
 use crate::aside::Aside;
-use crate::error::{Error, call, io};
+use crate::error::{Error, call};
 use crate::live::{Live, Sandbox};
 use crate::namespace;
+use crate::polled::poll_for;
+use crate::splice::{self, Socket};
 
 /// How long a connection may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -32,18 +32,18 @@ impl Sandbox {
         let live = &self.0;
         // Refuses what does not run.
         self.pids(id)?;
-        let mut theirs = unix_stream(stream)?;
+        let theirs = unix_stream(stream)?;
         let place = Rc::clone(&live.forwards);
         if Rc::strong_count(&place) > MAX_FORWARDS + 1 {
             return Err(Error::TooManyForwards { max: MAX_FORWARDS });
         }
-        let mut ours = live.connect(port).await?;
+        let ours = live.connect(port).await?;
         let mut gone = live.gone.subscribe();
         tokio::task::spawn_local(async move {
             let _place = place;
             tokio::select! {
-                copied = copy_bidirectional(&mut theirs, &mut ours) => {
-                    if let Err(e) = copied {
+                carried = splice::both_ways(&theirs, &ours) => {
+                    if let Err(e) = carried {
                         log::debug!("call=PortForward port={port} err={e}");
                     }
                 }
@@ -54,7 +54,7 @@ impl Sandbox {
     }
 }
 
-fn unix_stream(stream: OwnedFd) -> Result<UnixStream, Error> {
+fn unix_stream(stream: OwnedFd) -> Result<Socket, Error> {
     let is = |fd: &OwnedFd| {
         let unix = socket_domain(fd).is_ok_and(|domain| domain == AddressFamily::UNIX);
         unix && socket_type(fd).is_ok_and(|kind| kind == SocketType::STREAM)
@@ -62,16 +62,18 @@ fn unix_stream(stream: OwnedFd) -> Result<UnixStream, Error> {
     if !is(&stream) {
         return Err(Error::NoStream);
     }
-    let stream = StdUnixStream::from(stream);
-    let nonblocking = stream.set_nonblocking(true);
-    nonblocking
-        .and_then(|()| UnixStream::from_std(stream))
-        .map_err(io("epoll_ctl(stream)"))
+    socket(stream)
+}
+
+/// For both directions, never blocking.
+fn socket(fd: OwnedFd) -> Result<Socket, Error> {
+    rustix::io::ioctl_fionbio(&fd, true).map_err(call("ioctl(FIONBIO)"))?;
+    poll_for(fd, Interest::READABLE | Interest::WRITABLE)
 }
 
 impl Live {
     /// A connection made by a child inside the pod's network namespace.
-    async fn connect(&self, port: u16) -> Result<TcpStream, Error> {
+    async fn connect(&self, port: u16) -> Result<Socket, Error> {
         // PID 1 is an own child: its number is its own until it is reaped.
         if *self.gone.borrow() {
             let id = self.record.id.clone();
@@ -81,9 +83,7 @@ impl Live {
         let connecting = Aside::begin("Connect", PATIENCE * 2, |report| {
             berm_stage::spawn_connect(report, netns.as_fd(), port, PATIENCE)
         })?;
-        let socket = connecting.end().await?.socket;
-        let socket = socket.ok_or(Error::Died { last: "Connect" })?;
-        rustix::io::ioctl_fionbio(&socket, true).map_err(call("ioctl(FIONBIO)"))?;
-        TcpStream::from_std(socket.into()).map_err(io("epoll_ctl(socket)"))
+        let connected = connecting.end().await?.socket;
+        self::socket(connected.ok_or(Error::Died { last: "Connect" })?)
     }
 }

@@ -16,6 +16,8 @@ use crate::world::{Pod, SOON, world};
 pub(crate) const CASES: &[Case] = berm_testkit::cases![
     port_forward_carries_both_ways_and_keeps_a_half_close,
     port_forward_ends_with_the_sandbox,
+    a_flood_through_a_forwarded_port_holds_up_no_call_and_a_slow_reader_gets_all_of_it,
+    a_forwarded_port_that_is_idle_keeps_no_pipe,
     port_forward_refuses_by_name_what_it_cannot_do,
 ];
 
@@ -81,6 +83,72 @@ fn port_forward_ends_with_the_sandbox() {
             .await
             .expect("an end");
         assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+    });
+}
+
+fn a_flood_through_a_forwarded_port_holds_up_no_call_and_a_slow_reader_gets_all_of_it() {
+    world(async |w| {
+        let pod = w.pod().await;
+        let script = "busybox nc -l -p 7000 -e /bin/yes & exec busybox nc -l -p 7001 -e /bin/dd \
+            if=/dev/zero bs=65536 count=160";
+        let c = with_loopback(&pod, script).await;
+        let mut flood = forwarded(&pod, &c.id, 7000).await;
+        let reading = tokio::task::spawn_local(async move {
+            let mut buffer = vec![0; 1 << 20];
+            while let Ok(1..) = flood.read(&mut buffer).await {}
+        });
+        let mut slow = forwarded(&pod, &c.id, 7001).await;
+        let (mut count, mut byte) = (0, [0; 100]);
+        // Less than the rest at once, with a call in between each time.
+        for _ in 0..20 {
+            count += timeout(SOON, slow.read(&mut byte)).await.unwrap().unwrap();
+            let call = Client::to(&pod)
+                .await
+                .call_with("berm.State", Value::Null, &[])
+                .await;
+            assert_eq!(call.0["success"], true);
+        }
+        let mut rest = Vec::new();
+        timeout(SOON, slow.read_to_end(&mut rest))
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(count + rest.len(), 160 << 16);
+        c.end().await;
+        timeout(SOON, reading).await.expect("an end").unwrap();
+    });
+}
+
+fn a_forwarded_port_that_is_idle_keeps_no_pipe() {
+    world(async |w| {
+        let pod = w.pod().await;
+        let c = with_loopback(&pod, "exec busybox nc -l -p 7000 -e /bin/cat").await;
+        let pipes = || {
+            let fds = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+            let links = fds.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+            links
+                .filter(|link| link.to_string_lossy().starts_with("pipe:"))
+                .count()
+        };
+        let before = pipes();
+        let mut stream = forwarded(&pod, &c.id, 7000).await;
+        for _ in 0..2 {
+            stream.write_all(b"to and fro").await.unwrap();
+            let mut back = [0; 10];
+            timeout(SOON, stream.read_exact(&mut back))
+                .await
+                .unwrap()
+                .unwrap();
+            assert_eq!(&back, b"to and fro");
+            assert!(pipes() > before);
+            let idle = async {
+                while pipes() > before {
+                    tokio::task::yield_now().await;
+                }
+            };
+            timeout(SOON, idle).await.expect("no pipe is left");
+        }
+        c.end().await;
     });
 }
 
