@@ -13,11 +13,17 @@ use crate::table::table;
 /// Every line is a probe, not a version number. `degraded` says what is lost, `MISSING` that Berm
 /// does not work without it: the exit code is then 1.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  berm check
+  berm check --json | jq '.[] | select(.verdict != \"ok\")'";
 
 pub(crate) fn main(args: &Args, config: &Config) -> Result<ExitCode, Error> {
     crate::as_root(config)?;

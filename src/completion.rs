@@ -9,13 +9,17 @@ use crate::Cli;
 use crate::error::{Error, io};
 
 /// Prints the completion script of a shell
-///
-/// Try: berm completion bash > /etc/bash_completion.d/berm
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// The shell that is to read it
     shell: Shell,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  berm completion bash > /etc/bash_completion.d/berm
+  berm completion zsh > /usr/share/zsh/site-functions/_berm";
 
 pub(crate) fn main(args: &Args) -> Result<(), Error> {
     let mut script = Vec::new();

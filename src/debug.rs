@@ -6,12 +6,15 @@ use serde_json::{Value, json};
 use crate::error::Error;
 use crate::find::Target;
 
-/// Prints what every thread of a pod does: state, system call, kernel stack
+/// Prints what every thread of a pod does, for who looks for a hang
 ///
-/// With --proc what /proc says of every process instead, as JSON: program, arguments,
+/// First what the pod's shim is busy with: the calls that it has not answered and the children
+/// that it works with, each since when. Then of each container every thread's state, system call
+/// and kernel stack. With --proc what /proc says of every process instead, as JSON: program, arguments,
 /// environment, open files, limits, cgroups, mappings. All is read from the host's side; no
 /// process of the pod is stopped or asked.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// Id of a sandbox, or its beginning; or a pod: NAME or NAMESPACE/NAME
     id: String,
@@ -22,6 +25,11 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  berm debug shop/web
+  berm debug shop/web --proc | jq '.[] | {args, fdlist}'";
 
 pub(crate) fn main(args: &Args, config: &Config) -> Result<(), Error> {
     let pod = Target::find(config, &args.id)?.whole_pod()?;

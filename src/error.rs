@@ -32,13 +32,20 @@ pub(crate) enum Error {
         name: String,
         candidates: Vec<String>,
     },
+    #[error("sandbox {id:?} has ended, its record is left over; to remove it: berm delete {id}")]
+    Gone { id: String },
     #[error(
-        "sandbox {id:?} has ended, its record is left over; to remove it: \
-         containerd-shim-berm-v1 -namespace {namespace} -id {id} delete"
+        "sandbox {id:?} runs, but the process that served it (pid {owner}) is gone; to end it: \
+         berm delete {id}"
     )]
-    Gone { id: String, namespace: String },
-    #[error("sandbox {id:?} runs, but the process that served it (pid {owner}) is gone")]
     Orphaned { id: String, owner: i32 },
+    #[error(
+        "{id:?} is served by its shim (pid {owner}) and as a rule is containerd's: delete it there \
+         (crictl rmp, crictl rm, ctr task rm), or here with --force"
+    )]
+    Served { id: String, owner: i32 },
+    #[error("interrupted by signal {signal}")]
+    Interrupted { signal: u32 },
     #[error("{id:?} is a container; this is about the whole pod: {pod}")]
     NotAPod { id: String, pod: String },
     /// What the sandbox said of one file.
@@ -77,10 +84,10 @@ impl Error {
     }
 
     pub(crate) fn code(&self) -> ExitCode {
-        ExitCode::from(if self.is_not_found() {
-            NOT_FOUND
-        } else {
-            FAILED
+        ExitCode::from(match self {
+            Self::Interrupted { signal } => u8::try_from(128 + signal).unwrap_or(FAILED),
+            _ if self.is_not_found() => NOT_FOUND,
+            _ => FAILED,
         })
     }
 

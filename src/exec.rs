@@ -21,6 +21,7 @@ use crate::terminal;
 /// SIGINT, SIGTERM, SIGHUP and SIGQUIT go on to the command. Its exit code becomes berm's: 128 +
 /// signal if it was killed, 125 if it could not be started.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// Id of a sandbox or container, or its beginning; or a pod: NAME or NAMESPACE/NAME
     id: String,
@@ -45,6 +46,12 @@ pub(crate) struct Args {
     #[arg(last = true, required = true)]
     command: Vec<String>,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  berm exec -t shop/web -- sh
+  berm exec 3f2a -- cat /etc/hostname
+  berm exec -u 1000:1000 --cwd /srv -e DEBUG=1 3f2a -- ./check";
 
 pub(crate) fn main(args: Args, config: &Config) -> ExitCode {
     let donated = args.donate.take();

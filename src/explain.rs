@@ -15,6 +15,7 @@ use crate::table::table;
 /// Everything is read from the kernel, on the host's side: it works on a pod whose shim hangs.
 /// A pod or container that was refused is found by its id or by the pod's name as well.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// Id of a sandbox or container, or its beginning; or a pod: NAME or NAMESPACE/NAME
     id: String,
@@ -22,6 +23,11 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  berm explain shop/web
+  berm explain 3f2a --json | jq .refused";
 
 pub(crate) fn main(args: &Args, config: &Config) -> Result<(), Error> {
     let refused = RefusedTask::load_all(&config.state_dir)?;

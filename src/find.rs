@@ -62,10 +62,7 @@ impl Pod {
     pub(crate) fn connect(&self) -> Result<Client, Error> {
         let id = || self.record.id.clone();
         match self.state() {
-            "gone" => Err(Error::Gone {
-                id: id(),
-                namespace: self.record.containerd_namespace.clone(),
-            }),
+            "gone" => Err(Error::Gone { id: id() }),
             "orphaned" => Err(Error::Orphaned {
                 id: id(),
                 owner: self.record.owner.pid,

@@ -7,10 +7,11 @@ use serde_json::json;
 use crate::error::Error;
 use crate::find::Target;
 
-/// Sends a signal to a container's first process
+/// Sends a signal to a container's first process, to all of its processes, or to one
 ///
 /// For a pod's id or name it goes to the sandbox itself: TERM and KILL end the pod.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// Id of a sandbox or container, or its beginning; or a pod: NAME or NAMESPACE/NAME
     id: String,
@@ -20,16 +21,38 @@ pub(crate) struct Args {
     /// Send it to every process of the container
     #[arg(long)]
     all: bool,
+    /// Send it to the process of the container with this number on the host (HOSTPID of berm ps)
+    #[arg(long, conflicts_with = "all", value_parser = clap::value_parser!(i32).range(1..))]
+    pid: Option<i32>,
+    /// Send it to what is in the foreground of the process's terminal, as ctrl-C does
+    #[arg(long, conflicts_with = "all")]
+    foreground: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
+const EXAMPLES: &str = "\
+Examples:
+  berm kill 3f2a
+  berm kill shop/web HUP --pid 41233
+  berm kill 3f2a KILL --all
+  berm kill 3f2a INT --foreground";
+
 pub(crate) fn main(args: &Args, config: &Config) -> Result<(), Error> {
     let target = Target::find(config, &args.id)?;
-    let id = target.id();
-    let mode = u32::from(args.all);
-    let arg = json!({"CID": id, "Signo": args.signal, "PID": 0, "Mode": mode});
+    // A pod has no process of that number itself, and no terminal: its only container has.
+    let id = match args.pid.is_some() || args.foreground {
+        true => target.container()?,
+        false => target.id().to_owned(),
+    };
+    let mode = match (args.all, args.foreground) {
+        (true, _) => 1,
+        (_, true) => 2,
+        _ => 0,
+    };
+    let pid = args.pid.unwrap_or(0);
+    let arg = json!({"CID": id, "Signo": args.signal, "PID": pid, "Mode": mode});
     let (Empty {}, _) = target
         .pod
         .connect()?
@@ -37,7 +60,7 @@ pub(crate) fn main(args: &Args, config: &Config) -> Result<(), Error> {
     if args.json {
         println!(
             "{}",
-            json!({"id": id, "signal": args.signal, "all": args.all})
+            json!({"id": id, "signal": args.signal, "all": args.all, "hostPid": args.pid})
         );
     }
     Ok(())

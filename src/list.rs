@@ -12,11 +12,17 @@ use crate::table::{age, short, table};
 /// STATE is `running`, `orphaned` (the process that serves the sandbox is gone) or `gone` (only
 /// the record is left).
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  berm list
+  berm list --json | jq -r '.[] | select(.state == \"orphaned\") | .id'";
 
 pub(crate) fn main(args: &Args, config: &Config) -> Result<(), Error> {
     let pods = Pod::all(config)?;

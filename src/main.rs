@@ -6,6 +6,7 @@ mod cgroup;
 mod check;
 mod completion;
 mod debug;
+mod delete;
 mod donate;
 mod error;
 mod events;
@@ -19,6 +20,7 @@ mod metric_server;
 mod metrics;
 mod pause;
 mod port_forward;
+mod progress;
 mod ps;
 mod run;
 mod signals;
@@ -35,6 +37,10 @@ use berm_sandbox::{Config, rootless};
 use clap::{Parser, Subcommand};
 
 /// Sandboxes for pods: see what runs, look inside, try one in ten seconds
+///
+/// Berm runs each pod of this node in a sandbox of its own. A sandbox is named by its id or the
+/// beginning of one, by that of a container in it, or by its pod: NAME or NAMESPACE/NAME. A name
+/// that fits more than one is refused, with those that it fits.
 #[derive(Debug, Parser)]
 #[command(name = "berm", version, after_help = EXIT_CODES)]
 struct Cli {
@@ -43,13 +49,21 @@ struct Cli {
 }
 
 const EXIT_CODES: &str = "\
+Examples:
+  berm check                                what this host can do
+  berm run -t --rootfs /srv/alpine -- sh    a sandbox of your own
+  berm list                                 those that run
+  berm exec -t shop/web -- sh               a shell in one
+  berm explain shop/web                     what keeps it apart from the host
+  berm events -f                            what happens on this node
+
 Exit codes:
   0    success
   1    the call failed; check: something that Berm needs is missing
   2    wrong arguments
   3    nothing has that name, or more than one thing has
   run and exec give the command's own code: 128 + signal if it was killed,
-  125 if it could not be started.
+  125 if it could not be started; wait: 128 + signal if it was interrupted.
 
 Errors go to stderr as `berm: TEXT`.
 
@@ -70,6 +84,7 @@ enum Command {
     Usage(usage::Args),
     Kill(kill::Args),
     Wait(wait::Args),
+    Delete(delete::Args),
     Pause(pause::Pause),
     Resume(pause::Resume),
     PortForward(port_forward::Args),
@@ -97,6 +112,7 @@ fn main() -> ExitCode {
         Command::Usage(args) => usage::main(&args, &config),
         Command::Kill(args) => kill::main(&args, &config),
         Command::Wait(args) => wait::main(&args, &config),
+        Command::Delete(args) => delete::main(&args, &config),
         Command::Pause(args) => pause::pause(&args, &config),
         Command::Resume(args) => pause::resume(&args, &config),
         Command::PortForward(args) => port_forward::main(&args, &config),
@@ -147,4 +163,72 @@ fn runtime() -> Result<tokio::runtime::Runtime, error::Error> {
         .enable_all()
         .build()
         .map_err(error::io("epoll_create1()"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// The words of a line as a shell takes them, up to a pipe, a redirection or a comment.
+    fn words(line: &str) -> Vec<String> {
+        let (mut words, mut word, mut quote) = (Vec::new(), String::new(), None);
+        for c in line.chars().chain([' ']) {
+            match (quote, c) {
+                (Some(open), _) if open == c => quote = None,
+                (None, '\'' | '"') => quote = Some(c),
+                (None, ' ') if !word.is_empty() => words.push(std::mem::take(&mut word)),
+                (None, ' ') => {}
+                (None, '|' | '>') => return words,
+                _ => word.push(c),
+            }
+        }
+        words
+    }
+
+    /// The examples of a command: what stands behind `berm` in each line of its help.
+    fn examples(command: &clap::Command) -> Vec<Vec<String>> {
+        let help = command.get_after_help().map(ToString::to_string);
+        let help = help.unwrap_or_default();
+        let lines = help.lines().filter(|line| line.starts_with("  berm "));
+        // Two blanks end the command, and say what it is for.
+        let command = |line: &str| words(line.trim().split("   ").next().unwrap_or_default());
+        lines.map(command).collect()
+    }
+
+    #[test]
+    fn every_command_has_examples_and_each_is_one_that_can_be_typed() {
+        let berm = Cli::command();
+        let mut wrong = Vec::new();
+        for command in berm.get_subcommands().chain([&berm]) {
+            let examples = examples(command);
+            if examples.is_empty() {
+                wrong.push(format!("{} has no examples", command.get_name()));
+            }
+            for words in examples {
+                let name = words.get(1).cloned().unwrap_or_default();
+                let of_it = command.get_name() == "berm" || command.get_name() == name;
+                match Cli::try_parse_from(&words) {
+                    Ok(_) if of_it => {}
+                    Ok(_) => wrong.push(format!("{} shows {words:?}", command.get_name())),
+                    Err(e) => wrong.push(format!("{words:?}: {e}")),
+                }
+            }
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    }
+
+    #[test]
+    fn every_command_and_argument_says_what_it_is() {
+        let berm = Cli::command();
+        berm.clone().debug_assert();
+        for command in berm.get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for arg in command.get_arguments() {
+                let name = (command.get_name(), arg.get_id());
+                assert!(arg.get_help().is_some(), "{name:?}");
+            }
+        }
+    }
 }

@@ -10,6 +10,7 @@ use crate::find::Target;
 ///
 /// Only sandboxes made while the configuration has `metric_server` have any.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// Id of a sandbox, or its beginning; or a pod: NAME or NAMESPACE/NAME
     id: String,
@@ -20,6 +21,11 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "only")]
     registered: bool,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  berm metrics shop/web --only '^berm_container_memory'
+  berm metrics shop/web --registered";
 
 pub(crate) fn main(args: &Args, config: &Config) -> Result<(), Error> {
     let pod = Target::find(config, &args.id)?.whole_pod()?;

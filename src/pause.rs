@@ -12,6 +12,7 @@ use crate::find::Target;
 /// Pauses are counted: a pod that was paused twice goes on after the second resume. Meanwhile
 /// nothing can be started in it; its figures can be read, and it can be deleted.
 #[derive(Debug, clap::Args)]
+#[command(after_help = PAUSE_EXAMPLES)]
 pub(crate) struct Pause {
     #[command(flatten)]
     of: Of,
@@ -21,10 +22,21 @@ pub(crate) struct Pause {
 ///
 /// A pod that is not paused is an error.
 #[derive(Debug, clap::Args)]
+#[command(after_help = RESUME_EXAMPLES)]
 pub(crate) struct Resume {
     #[command(flatten)]
     of: Of,
 }
+
+const PAUSE_EXAMPLES: &str = "\
+Examples:
+  berm pause shop/web
+  berm pause 3f2a --json";
+
+const RESUME_EXAMPLES: &str = "\
+Examples:
+  berm resume shop/web
+  berm resume 3f2a --json";
 
 #[derive(Debug, clap::Args)]
 struct Of {
@@ -36,17 +48,16 @@ struct Of {
 }
 
 pub(crate) fn pause(args: &Pause, config: &Config) -> Result<(), Error> {
-    call(&args.of, config, "Pause", "paused")
+    call(&args.of, config, "containerManager.Pause", "paused")
 }
 
 pub(crate) fn resume(args: &Resume, config: &Config) -> Result<(), Error> {
-    call(&args.of, config, "Resume", "running")
+    call(&args.of, config, "containerManager.Resume", "running")
 }
 
-fn call(of: &Of, config: &Config, verb: &str, state: &str) -> Result<(), Error> {
+fn call(of: &Of, config: &Config, method: &str, state: &str) -> Result<(), Error> {
     let pod = Target::find(config, &of.id)?.whole_pod()?;
-    let method = format!("containerManager.{verb}");
-    let (Empty {}, _) = pod.connect()?.call(&method, &(), &[])?;
+    let (Empty {}, _) = pod.connect()?.call(method, &(), &[])?;
     if of.json {
         println!("{}", json!({"id": pod.record.id, "state": state}));
     }

@@ -14,6 +14,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::error::{Error, io};
 use crate::find::{Pod, Target};
+use crate::progress::Progress;
 use crate::signals::Signals;
 
 /// Leads connections to a port of this host's loopback to a port of a pod's, until it is interrupted
@@ -82,18 +83,27 @@ async fn forward(args: &Args, target: Target) -> Result<(), Error> {
         false => println!("{address} leads to port {remote} of {id}"),
     }
     let mut connections = JoinSet::new();
+    let mut progress = Progress::new(args.json);
+    let mut count = 0_u64;
     loop {
+        progress.show(&format!(
+            "connections: {} open, {count} in all",
+            connections.len()
+        ));
         tokio::select! {
             accepted = listener.accept() => {
                 let (here, peer) = accepted.map_err(io("accept4()"))?;
+                count += 1;
                 let (pod, id) = (Arc::clone(&pod), Arc::clone(&id));
                 connections.spawn(async move {
-                    if let Err(e) = carry(here, pod, id, remote).await {
-                        eprintln!("berm: {peer}: {}", e.text());
-                    }
+                    let carried = carry(here, pod, id, remote).await;
+                    carried.map_err(|e| format!("berm: {peer}: {}", e.text()))
                 });
             }
-            Some(_) = connections.join_next() => {}
+            Some(ended) = connections.join_next() => if let Ok(Err(said)) = ended {
+                progress.clear();
+                eprintln!("{said}");
+            },
             _ = signals.next() => return Ok(()),
         }
     }

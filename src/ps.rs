@@ -12,6 +12,7 @@ use crate::table::{short, table};
 ///
 /// PID, PPID and UID are as the container sees them, HOSTPID as the host does.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// Id of a sandbox or container, or its beginning; or a pod: NAME or NAMESPACE/NAME
     id: String,
@@ -33,6 +34,11 @@ struct Process {
     cmd: String,
     host_pid: i32,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  berm ps shop/web
+  berm ps 3f2a --json | jq '.[].host_pid'";
 
 pub(crate) fn main(args: &Args, config: &Config) -> Result<(), Error> {
     let target = Target::find(config, &args.id)?;

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::donate::Donate;
 use crate::error::{COULD_NOT_START, Error};
+use crate::progress::Progress;
 use crate::signals::Signals;
 use crate::terminal;
 
@@ -24,9 +25,8 @@ use crate::terminal;
 /// the ids of the sandbox are on the host. SIGINT, SIGTERM, SIGHUP and SIGQUIT go on to the
 /// command; the second one kills it. Its exit code becomes berm's: 128 + signal if it was killed,
 /// 125 if it could not be started.
-///
-/// Try: berm run -t --rootfs DIR -- sh
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// Directory that becomes the root file system
     #[arg(long)]
@@ -73,6 +73,15 @@ pub(crate) struct Args {
     #[arg(last = true, required = true)]
     command: Vec<String>,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  berm run -t --rootfs /srv/alpine -- sh
+  berm run --rootfs /srv/alpine --read-only --memory 64M --pids 20 -- ls -l /
+  berm run --rootfs /srv/alpine --name build -v /srv/code:/code:ro -e LANG=C -- make -C /code
+
+A root file system, from any image:
+  mkdir /srv/alpine; docker export $(docker create alpine) | tar -x -C /srv/alpine";
 
 /// A directory or file of the host to be seen inside.
 #[derive(Clone, Debug, PartialEq)]
@@ -156,8 +165,11 @@ async fn run(args: &Args, config: Config, donated: Donated) -> Result<u32, Error
     berm_sandbox::sweep_dead(host.config(), NAMESPACE)?;
     // Before there is anything that a signal could leave behind.
     let mut signals = Signals::new()?;
+    let mut progress = Progress::new(args.json);
+    progress.show(&format!("preparing sandbox {}", args.name));
     let sandbox = Sandbox::create(host, sandbox, events).await?;
-    let ended = run_in(&sandbox, args, (bundle, donated), &spec, &mut signals).await;
+    let watch = (&mut signals, progress);
+    let ended = run_in(&sandbox, args, (bundle, donated), &spec, watch).await;
     sandbox.destroy().await;
     ended
 }
@@ -179,7 +191,7 @@ async fn run_in(
     args: &Args,
     (bundle, donated): (PathBuf, Donated),
     spec: &[u8],
-    signals: &mut Signals,
+    (signals, mut progress): (&mut Signals, Progress),
 ) -> Result<u32, Error> {
     let path = bundle.join("config.json");
     // `berm exec` looks there for the environment.
@@ -192,6 +204,8 @@ async fn run_in(
         ..ContainerArgs::new(&args.name, bundle, parsed)
     };
     let created = sandbox.create_container(container).await?;
+    // The terminal is the command's from here.
+    progress.clear();
     if std::io::stderr().is_terminal() {
         eprintln!("berm: sandbox {0} (berm exec -t {0} -- sh)", args.name);
     }

@@ -10,6 +10,7 @@ use crate::table::{age, table};
 
 /// Shows one sandbox and the state of its containers
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// Id of a sandbox or container, or its beginning; or a pod: NAME or NAMESPACE/NAME
     id: String,
@@ -28,6 +29,11 @@ struct Container {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     exit_status: Option<u32>,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  berm state shop/web
+  berm state 3f2a --json | jq .isolation";
 
 pub(crate) fn main(args: &Args, config: &Config) -> Result<(), Error> {
     let target = Target::find(config, &args.id)?;

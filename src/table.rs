@@ -35,6 +35,15 @@ pub(crate) fn age(seconds: u64) -> String {
     }
 }
 
+/// `3.2M`: bytes in units of 1024.
+pub(crate) fn size(bytes: u64) -> String {
+    let units = [(1_u64 << 30, "G"), (1 << 20, "M"), (1 << 10, "K")];
+    match units.iter().find(|(unit, _)| bytes >= *unit) {
+        Some((unit, name)) => format!("{}.{}{name}", bytes / unit, bytes % unit * 10 / unit),
+        None => format!("{bytes}B"),
+    }
+}
+
 /// An id as long as people need it: containerd's of 64 digits are cut.
 pub(crate) fn short(id: &str) -> &str {
     let long = id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit());
@@ -67,6 +76,19 @@ mod tests {
         ];
         for (seconds, want) in cases {
             assert_eq!(age(seconds), want);
+        }
+    }
+
+    #[test]
+    fn sizes_are_short() {
+        let cases = [
+            (12, "12B"),
+            (1024, "1.0K"),
+            (3 << 20, "3.0M"),
+            (1_600 << 20, "1.5G"),
+        ];
+        for (bytes, want) in cases {
+            assert_eq!(size(bytes), want);
         }
     }
 

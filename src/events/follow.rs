@@ -22,7 +22,7 @@ use super::Args;
 use crate::error::{Error, errno, io};
 use crate::find::{Pod, Target};
 use crate::signals::Signals;
-use crate::table::short;
+use crate::table::{short, size};
 
 /// How often sandboxes are looked for that are new.
 const LOOK: Duration = Duration::from_millis(500);
@@ -268,30 +268,12 @@ fn percent(within: Duration, used_ns: u64) -> String {
     format!("cpu {}.{}%", tenths / 10, tenths % 10)
 }
 
-/// `3.2M`: bytes in units of 1024.
-fn size(bytes: u64) -> String {
-    let units = [(1_u64 << 30, "G"), (1 << 20, "M"), (1 << 10, "K")];
-    match units.iter().find(|(unit, _)| bytes >= *unit) {
-        Some((unit, name)) => format!("{}.{}{name}", bytes / unit, bytes % unit * 10 / unit),
-        None => format!("{bytes}B"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn sizes_and_shares_are_short() {
-        let cases = [
-            (12, "12B"),
-            (1024, "1.0K"),
-            (3 << 20, "3.0M"),
-            (1_600 << 20, "1.5G"),
-        ];
-        for (bytes, want) in cases {
-            assert_eq!(size(bytes), want);
-        }
+    fn shares_are_short() {
         assert_eq!(percent(Duration::from_secs(2), 250_000_000), "cpu 12.5%");
         assert_eq!(percent(Duration::ZERO, 0), "cpu 0.0%");
     }

@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test fails by panicking.
 
 mod given;
+mod help;
+mod names;
+mod terminal;
 mod verbs;
 mod world;
 

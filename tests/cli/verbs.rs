@@ -245,3 +245,109 @@ fn events_end_when_nobody_reads_them_any_more() {
     assert_eq!(code(child), 0);
     assert_eq!(world.end(run), 137);
 }
+
+#[test]
+fn an_exec_is_waited_for_and_signalled_by_its_number_on_the_host() {
+    let world = World::new();
+    let name = world.name.as_str();
+    let run = world.background("exec sleep 1000");
+    let mut exec = berm(&[
+        "exec",
+        name,
+        "--",
+        "sh",
+        "-c",
+        "echo ready; exec sleep 2000",
+    ]);
+    let mut exec = exec.stdout(Stdio::piped()).spawn().unwrap();
+    let mut out = BufReader::new(exec.stdout.take().unwrap());
+    until(&mut out, |line| line == "ready\n");
+    let pid = || {
+        let all = json(&["ps", name, "--json"]);
+        let of_it = |p: &&Value| p["cmd"] == "sleep 2000";
+        all.as_array()
+            .unwrap()
+            .iter()
+            .find(of_it)
+            .map(|p| p["host_pid"].to_string())
+    };
+    // The shell has become it, in a moment.
+    let pid = std::iter::repeat_with(pid).flatten().next().unwrap();
+    let wait = berm(&["wait", name, "--pid", &pid])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said = refusal(&["kill", name, "INT", "--foreground"]);
+    assert!(said.contains("no TTY"), "{said}");
+    let foreign = output(&["kill", name, "TERM", "--pid", &run.id().to_string()]);
+    assert_ne!(foreign.status.code(), Some(0));
+    assert!(
+        output(&["kill", name, "TERM", "--pid", &pid])
+            .status
+            .success()
+    );
+    assert_eq!(code(exec), 128 + 15);
+    let waited = wait.wait_with_output().unwrap();
+    // Whoever waits first is told; the other that there is no such process any more.
+    assert!(
+        ["143\n", ""].contains(&&*text(&waited.stdout)),
+        "{}",
+        text(&waited.stdout)
+    );
+    assert_eq!(
+        json(&["state", name, "--json"])["containers"][0]["status"],
+        "running"
+    );
+    assert_eq!(world.end(run), 137);
+}
+
+#[test]
+fn usage_is_followed_until_the_sandbox_ends() {
+    let world = World::new();
+    let run = world.background("exec sleep 1000");
+    let args = ["usage", "-f", "--interval", "1", "--json", &world.name];
+    let mut child = berm(&args).stdout(Stdio::piped()).spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    for _ in 0..2 {
+        let line = until(&mut out, |line| line.contains(&world.name));
+        let seen: Value = serde_json::from_str(&line).unwrap();
+        assert!(seen["bytes"].as_u64().unwrap() > 0, "{line}");
+    }
+    assert_eq!(world.end(run), 137);
+    assert_eq!(code(child), 0);
+}
+
+#[test]
+fn delete_ends_a_sandbox_only_if_it_is_told_to_and_removes_what_a_dead_shim_left() {
+    let world = World::new();
+    let run = world.background("exec sleep 1000");
+    let said = refusal(&["delete", &world.name]);
+    assert!(said.contains("--force"), "{said}");
+    assert!(world.is_listed());
+    let record = std::path::Path::new("/run/berm/berm").join(&world.name);
+    let mut record: Value =
+        serde_json::from_slice(&std::fs::read(record.join("sandbox.json")).unwrap()).unwrap();
+    let done = output(&["delete", "--force", &world.name]);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    code(run);
+    world.assert_gone();
+
+    // As a shim that was killed leaves it; in a namespace of its own, where nobody sweeps.
+    let namespace = std::path::Path::new("/run/berm").join(format!("of-{}", world.name));
+    let dir = namespace.join(&world.name);
+    std::fs::create_dir_all(&dir).unwrap();
+    record["containerdNamespace"] = format!("of-{}", world.name).into();
+    record["controlSocketPath"] = dir.join("control.sock").to_str().unwrap().into();
+    std::fs::write(dir.join("sandbox.json"), record.to_string()).unwrap();
+    let said = text(&output(&["usage", &world.name]).stderr);
+    assert!(
+        said.contains(&format!("berm delete {}", world.name)),
+        "{said}"
+    );
+    let done = json(&["delete", &world.name, "--json"]);
+    assert_eq!(done["deleted"], true);
+    assert!(!dir.exists());
+    std::fs::remove_dir(&namespace).unwrap();
+    world.assert_gone();
+    assert_eq!(output(&["delete", &world.name]).status.code(), Some(3));
+}
