@@ -189,6 +189,8 @@ fn container(explained: &ContainerExplained) -> String {
         return aligned(&lines);
     };
     lines.extend(process(in_force, record.init.pid));
+    let upper = record.rootfs_upper.as_ref();
+    lines.extend(upper.map(|upper| ("root writes to", upper.to_string())));
     lines.push(("seccomp", seccomp(explained, in_force)));
     lines.extend(explained.differs.iter().map(|d| ("DIFFERS", d.clone())));
     let limits = in_force.limits.iter();

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use std::rc::Rc;
 
 use berm_sandbox::{
-    Args as SandboxArgs, Config, ContainerArgs, Donated, Host, Sandbox, Spec, Stdio, UserLog,
+    Args as SandboxArgs, Config, ContainerArgs, Donated, Host, RootfsUpper, Sandbox, Spec, Stdio,
+    UserLog,
 };
 use serde_json::{Value, json};
 
@@ -34,6 +35,10 @@ pub(crate) struct Args {
     /// Make the root file system read-only
     #[arg(long)]
     read_only: bool,
+    /// Where writes to the root file system go: none, memory, self or dir=PATH, with ,size=SIZE
+    /// behind it; all but none end with the sandbox
+    #[arg(long, value_name = "MEDIUM")]
+    rootfs_upper: Option<RootfsUpper>,
     /// Name of the sandbox
     #[arg(long, default_value_t = format!("run-{}", std::process::id()))]
     name: String,
@@ -159,6 +164,7 @@ async fn run(args: &Args, config: Config, donated: Donated) -> Result<u32, Error
     let sandbox = SandboxArgs {
         attached: true,
         user_log: args.user_log.as_deref().map(user_log).transpose()?,
+        rootfs_upper: args.rootfs_upper.clone(),
         ..SandboxArgs::new(&args.name, NAMESPACE, &bundle, parsed)
     };
     // What runs leave that were killed: nobody else looks for it.

@@ -383,3 +383,24 @@ fn a_sandbox_ends_with_a_killed_berm_run_and_its_name_is_free_again() {
     assert_eq!(text(&again.stdout), "again\n", "{}", text(&again.stderr));
     user.assert_gone();
 }
+
+#[test]
+fn an_ordinary_user_writes_to_a_layer_in_memory_and_is_told_why_there_is_none_in_a_file() {
+    let user = User::new();
+    let old = user.home.join("root/tmp/old");
+    user.write("root/tmp/old", "");
+    chown(&old, Some(user.uid), Some(user.uid)).unwrap();
+    let script = "touch /new && chown 7:8 /new && stat -c %u:%g / /new && \
+        busybox rm /tmp/old && test ! -e /tmp/old && echo removed";
+    let out = user.run("--rootfs-upper memory,size=1m", script);
+    assert_eq!(
+        text(&out.stdout),
+        "0:0\n7:8\nremoved\n",
+        "{}",
+        text(&out.stderr)
+    );
+    assert!(!user.home.join("root/new").exists() && old.exists());
+    let out = user.run("--rootfs-upper self,size=4m", "exit 0");
+    assert_refused(&out, 125, &["without root", "loop device", "\"memory\""]);
+    user.assert_gone();
+}

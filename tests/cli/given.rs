@@ -237,3 +237,44 @@ fn why_a_command_cannot_run_is_added_to_the_user_log() {
     assert_eq!(out.status.code(), Some(125));
     assert!(text(&out.stderr).contains("/no/such/log"));
 }
+
+#[test]
+fn what_run_writes_to_its_root_goes_where_it_is_told_and_explain_says_so() {
+    for medium in ["memory,size=1m", "self,size=4m"] {
+        let world = World::new();
+        let options = ["--rootfs-upper", medium];
+        let out = world.run(&options, "echo x > /new && cat /new").output();
+        let out = out.unwrap();
+        assert_eq!(text(&out.stdout), "x\n", "{}", text(&out.stderr));
+        assert!(!world.dir.join("new").exists());
+        world.assert_gone();
+    }
+    let world = World::new();
+    let dir = world.dir.join("srv").display().to_string();
+    let medium = format!("dir={dir},size=4m");
+    let script = "echo ready; exec sleep 1000";
+    let mut run = world.run(&["--rootfs-upper", &medium], script);
+    let mut run = run.stdout(Stdio::piped()).spawn().unwrap();
+    let mut out = File::from(OwnedFd::from(run.stdout.take().unwrap()));
+    expect(&mut out, "ready");
+    let explained = text(&output(&["explain", &world.name]).stdout);
+    let want = format!("root writes to dir={dir},size=4194304\n");
+    assert!(explained.contains(&want), "{explained}");
+    assert_eq!(world.end(run), 137);
+}
+
+#[test]
+fn a_place_for_writes_that_is_none_is_refused_before_anything_is_made() {
+    let world = World::new();
+    for (medium, want) in [
+        ("disk", "not one of none, memory, self, dir=/PATH"),
+        ("memory,size=0", "size: not a number above zero"),
+        ("none,size=1m", "\"none\" has no layer"),
+    ] {
+        let out = world.run(&["--rootfs-upper", medium], "exit 0").output();
+        let out = out.unwrap();
+        assert_eq!(out.status.code(), Some(2));
+        assert!(text(&out.stderr).contains(want), "{}", text(&out.stderr));
+    }
+    world.assert_gone();
+}

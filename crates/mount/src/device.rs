@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -57,6 +57,16 @@ impl Device<'_> {
     }
 }
 
+/// The ext4 in a file that has no name, mounted detached, with ids as they are on it.
+pub(crate) fn in_file(file: BorrowedFd<'_>, owner: Owner<'_>) -> Result<OwnedFd, Error> {
+    let name = Path::new("a file without a name");
+    let shown = Loop::show((name, file), loopdev::Flags::default())?;
+    let path = shown.path.to_string_lossy();
+    // Or the kernel fills the file with zeros in the background.
+    let options = [("noinit_itable".to_owned(), String::new())];
+    kernel_fs(("ext4", &path, &options), 0, owner)
+}
+
 /// Gives a new mount the pod's id map.
 fn idmap(mount: &OwnedFd, fs: &str, owner: Owner<'_>) -> Result<(), Error> {
     let Some(userns) = owner.userns else {
@@ -93,9 +103,16 @@ impl Loop {
             ro,
             direct: image.direct,
         };
+        Self::show((file, backing.as_fd()), flags)
+    }
+
+    fn show(
+        (file, backing): (&Path, BorrowedFd<'_>),
+        flags: loopdev::Flags,
+    ) -> Result<Self, Error> {
         let mut tries = 1..TRIES;
         loop {
-            let taken = match Self::take((file, &backing), flags) {
+            let taken = match Self::take((file, backing), flags) {
                 Err(Error::Loop { source, .. }) if is_taken(&source) => source,
                 done => return done,
             };
@@ -106,7 +123,10 @@ impl Loop {
         }
     }
 
-    fn take((file, backing): (&Path, &File), flags: loopdev::Flags) -> Result<Self, Error> {
+    fn take(
+        (file, backing): (&Path, BorrowedFd<'_>),
+        flags: loopdev::Flags,
+    ) -> Result<Self, Error> {
         let control = Path::new("/dev/loop-control");
         let number = loopdev::free().map_err(failed("ioctl(LOOP_CTL_GET_FREE)", control))?;
         let path = PathBuf::from(format!("/dev/loop{number}"));
@@ -115,7 +135,7 @@ impl Loop {
             .write(!flags.ro)
             .open(&path)
             .map_err(failed("open", &path))?;
-        loopdev::configure(&device, backing.as_fd(), file, flags)
+        loopdev::configure(&device, backing, file, flags)
             .map_err(failed("ioctl(LOOP_CONFIGURE)", file))?;
         Ok(Self { path, device })
     }

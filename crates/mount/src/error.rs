@@ -20,6 +20,17 @@ pub enum Error {
     Hint { name: String, source: Box<Self> },
     #[error("the tmpfs of mount hint {name:?} was not made with the pod")]
     NotMade { name: String },
+    #[error("rootfs_upper")]
+    Upper { source: Box<Self> },
+    #[error("without root there is no loop device for a layer in a file; use \"memory\"")]
+    NoLoop,
+    #[error("the host has made no file for it")]
+    NoUpperFile,
+    #[error(
+        "rootfs_upper: {mount:?} is mounted below {path:?}, and a layer over that would not show \
+         it; unmount it, or use \"none\""
+    )]
+    MountedBelow { path: PathBuf, mount: PathBuf },
     #[error("fsopen({fs:?})")]
     FsOpen { fs: String, source: Errno },
     #[error("fsconfig({fs:?}, {key:?}, {value:?})")]
@@ -174,9 +185,12 @@ impl Error {
             Self::Entry { source, .. } | Self::Root { source, .. } | Self::Hint { source, .. } => {
                 source.kind()
             }
+            Self::Upper { source } => source.kind(),
             Self::Idmap { .. }
             | Self::IdmapFs { .. }
             | Self::Layers { .. }
+            | Self::MountedBelow { .. }
+            | Self::NoLoop
             | Self::HostDevice { .. } => Kind::NotSupported,
             Self::NoImage { .. } | Self::Shape { .. } | Self::OtherDevice { .. } => {
                 Kind::InvalidArgument

@@ -21,6 +21,7 @@ mod rootfs;
 mod source;
 mod target;
 mod tree;
+mod upper;
 mod userns;
 
 pub use error::Error;
@@ -32,6 +33,7 @@ pub use rootfs::rootfs;
 pub use source::{Built, build, propagate};
 pub use target::{Shape, make_dir_as, resolve};
 pub use tree::{EMPTY_DIRS, Tree, attach_proc, console, own_root, pivot, pivot_locked};
+pub use upper::upper;
 
 use std::os::fd::BorrowedFd;
 

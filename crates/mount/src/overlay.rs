@@ -21,7 +21,7 @@ use crate::rootfs::layer;
 use crate::source::{FsContext, tmpfs};
 use crate::target::resolve;
 use crate::tree::{SCRATCH_DIR, attach_scratch, own_root};
-use crate::{Error, Owner};
+use crate::{Error, Owner, upper};
 
 /// Where layers are attached on kernels that want them so.
 #[derive(Clone, Copy, Debug)]
@@ -77,6 +77,28 @@ impl Upper {
             Ok(Below { path: below, dir })
         };
         let (upper, work) = (below(upper)?, below(work)?);
+        Ok(Self {
+            parent: mount,
+            upper,
+            work,
+        })
+    }
+}
+
+impl Upper {
+    /// Both on a mount that is there for them alone.
+    pub(crate) fn whole(mount: OwnedFd) -> Result<Self, Error> {
+        let below = |name: &str| {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let dir = openat(&mount, name, flags, Mode::empty());
+            let dir = dir.map_err(|source| Error::Resolve {
+                path: name.into(),
+                source,
+            })?;
+            let path = name.into();
+            Ok(Below { path, dir })
+        };
+        let (upper, work) = (below(upper::UPPER)?, below(upper::WORK)?);
         Ok(Self {
             parent: mount,
             upper,

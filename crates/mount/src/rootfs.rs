@@ -16,12 +16,21 @@ use rustix::fs::{StatVfsMountFlags, fstatvfs};
 use crate::bind::{clone_tree, idmap_tree};
 use crate::device::Device;
 use crate::overlay::{Layers, Scratch, Upper};
-use crate::{Error, Owner};
+use crate::{Error, Owner, upper};
 
-/// Builds the root file system as a detached mount.
+/// Builds the root file system as a detached mount; `own`: the file system that takes what is
+/// written to it, as [`crate::upper`] has made it.
 /// # Errors
 /// [`Error::Idmap`] where a layer's file system has no idmapped mounts.
-pub fn rootfs(rootfs: &Rootfs, owner: Owner<'_>, scratch: Scratch<'_>) -> Result<OwnedFd, Error> {
+pub fn rootfs(
+    rootfs: &Rootfs,
+    own: Option<OwnedFd>,
+    owner: Owner<'_>,
+    scratch: Scratch<'_>,
+) -> Result<OwnedFd, Error> {
+    if let Some(own) = own {
+        return upper::over(rootfs, own, owner, scratch);
+    }
     match rootfs {
         Rootfs::Overlay {
             lower, upper: None, ..
@@ -110,10 +119,7 @@ fn overlay(
     owner: Owner<'_>,
     scratch: Scratch<'_>,
 ) -> Result<OwnedFd, Error> {
-    let lower: Vec<_> = lower
-        .iter()
-        .map(|path| layer(path, false, owner))
-        .collect::<Result<_, _>>()?;
+    let lower = layers(lower, owner)?;
     let upper = upper
         .map(|(upper, work, shifted)| {
             let userns = owner.userns.filter(|_| !shifted);
@@ -125,6 +131,21 @@ fn overlay(
         upper,
         options,
     };
+    mounted(&layers, owner, scratch)
+}
+
+/// The layers below, each with its id map.
+pub(crate) fn layers(lower: &[PathBuf], owner: Owner<'_>) -> Result<Vec<OwnedFd>, Error> {
+    let all = lower.iter().map(|path| layer(path, false, owner));
+    all.collect()
+}
+
+/// Their overlay, which must be writable if it is to be.
+pub(crate) fn mounted(
+    layers: &Layers<'_>,
+    owner: Owner<'_>,
+    scratch: Scratch<'_>,
+) -> Result<OwnedFd, Error> {
     let mount = layers.mount(owner, scratch)?;
     let writable = layers.upper.is_none() || !is_readonly(&mount)?;
     if writable {

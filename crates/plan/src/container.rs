@@ -24,8 +24,9 @@ use crate::seccomp::Listener;
 use crate::spec::Spec;
 use crate::step::{
     CapSets, CgroupNs, CgroupView, Mount, Propagate, Propagation, Rlimit, Rootfs, Scheduling,
-    Source, Step,
+    Source, Step, UpperFs,
 };
+use crate::upper::{RootfsUpper, UpperFile};
 use crate::{attributes, devices, exec, hooks, netdevices, paths, resources, seccomp, unbuilt};
 
 /// Inode numbers of the pod's namespaces on nsfs: two paths with the same inode are the same
@@ -100,6 +101,8 @@ pub struct ContainerFacts {
     pub domainname: Option<String>,
     /// The root file system, as [`crate::rootfs`] made it of containerd's mount list.
     pub rootfs: Rootfs,
+    /// Where what is written to it goes, unless the container's spec has a word in it.
+    pub rootfs_upper: RootfsUpper,
     /// The cgroup directories that the container will see.
     pub cgroup_views: Vec<CgroupView>,
     /// The task wants a terminal (the request's word wins over the spec's).
@@ -130,6 +133,10 @@ pub struct ContainerPlan {
     /// A builds the tree outside of the container's cgroup and joins it then; elsewhere it is born
     /// in it where the kernel does that.
     pub joins_late: bool,
+    /// Where what is written to its root file system goes: `None` is "nowhere else".
+    pub rootfs_upper: Option<RootfsUpper>,
+    /// The file that the host makes for it, for [`UpperFs::File`].
+    pub upper_file: Option<UpperFile>,
     /// Limits of the container's cgroup.
     pub resources: Resources,
     /// What goes behind the device rules of a spec and of an Update; `resources` has them.
@@ -186,7 +193,12 @@ pub fn container(spec: &Spec, facts: &ContainerFacts) -> Result<ContainerPlan, E
     unbuilt::refuse(spec)?;
     let userns = !facts.ids.uids.0.is_empty();
     let overrides = Overrides::parse(spec, &facts.allow_annotations)?;
-    annotation_fits(overrides, userns)?;
+    annotation_fits(&overrides, userns)?;
+    let rootfs_upper = overrides.rootfs_upper.as_ref();
+    let rootfs_upper = rootfs_upper.unwrap_or(&facts.rootfs_upper);
+    let (upper, upper_file) = rootfs_upper
+        .over(&facts.rootfs, readonly_root(spec))?
+        .map_or((None, None), |(upper, file)| (Some(upper), file));
     facts.hints.only_repeated(spec)?;
     let namespaces = Namespaces::parse(&spec.oci)?;
     let pidns = if facts.root {
@@ -248,7 +260,7 @@ pub fn container(spec: &Spec, facts: &ContainerFacts) -> Result<ContainerPlan, E
     let hidden = Hidden::parse(linux, &mounts, readonly)?;
     let hooks = hooks(spec, &workload, &exec, facts)?;
     let before_pivot = hooks.as_ref().is_some_and(|hooks| hooks.before_pivot());
-    let mut steps = tree(spec, facts, &workload, &mounts, &hidden)?;
+    let mut steps = tree(spec, facts, &workload, (&mounts, &hidden), upper)?;
     if before_pivot {
         nothing_unbindable(&mounts)?;
         look_before_pivot(&mut steps, facts.rootfs_dir(spec));
@@ -261,6 +273,7 @@ pub fn container(spec: &Spec, facts: &ContainerFacts) -> Result<ContainerPlan, E
         steps.extend([Step::Hooks, Step::PivotLocked]);
         steps.extend(readonly_root(spec).then_some(Step::ReadonlyRoot));
     }
+    let joins_late = opens_devices(&facts.rootfs, &mounts, upper);
     steps.extend(mounts.root.map(Step::RootPropagation));
     steps.extend(mounts.proc.iter().map(|(target, attr)| Step::MountProc {
         target: target.clone(),
@@ -279,7 +292,9 @@ pub fn container(spec: &Spec, facts: &ContainerFacts) -> Result<ContainerPlan, E
     steps.extend(workload.end(seccomp));
     Ok(ContainerPlan {
         steps,
-        joins_late: opens_devices(&facts.rootfs, &mounts),
+        joins_late,
+        rootfs_upper: upper.map(|_| rootfs_upper.clone()),
+        upper_file,
         resources,
         device_rules,
         pidns,
@@ -330,7 +345,7 @@ fn look_before_pivot(steps: &mut Vec<Step>, at: PathBuf) {
 }
 
 /// CRI copies annotations of the pod to its containers: one may repeat what its pod is, no more.
-fn annotation_fits(overrides: Overrides, userns: bool) -> Result<(), Error> {
+fn annotation_fits(overrides: &Overrides, userns: bool) -> Result<(), Error> {
     match overrides.host_users {
         Some(true) if userns => Err(unsupported(
             "annotations[\"dev.berm.userns\"]",
@@ -412,11 +427,12 @@ impl Hidden {
 
 /// True if the tree has file systems on block devices. Whoever mounts one opens its device, which
 /// the rules of the container's cgroup are not about: they are for the workload.
-fn opens_devices(rootfs: &Rootfs, mounts: &Mounts) -> bool {
+fn opens_devices(rootfs: &Rootfs, mounts: &Mounts, upper: Option<UpperFs>) -> bool {
     // Two slashes are a server's share.
     let device = |path: &str| path.starts_with('/') && !path.starts_with("//");
     let of = |mount: &Mount| matches!(&mount.source, Source::Fs { source, .. } if device(source));
-    matches!(rootfs, Rootfs::Fs { .. }) || mounts.tree.iter().any(of)
+    let root = matches!(rootfs, Rootfs::Fs { .. }) || upper == Some(UpperFs::File);
+    root || mounts.tree.iter().any(of)
 }
 
 /// A, with the host's credentials: everything that the container will see.
@@ -424,14 +440,14 @@ fn tree(
     spec: &Spec,
     facts: &ContainerFacts,
     workload: &Workload,
-    mounts: &Mounts,
-    hidden: &Hidden,
+    (mounts, hidden): (&Mounts, &Hidden),
+    upper: Option<UpperFs>,
 ) -> Result<Vec<Step>, Error> {
     let linux = spec.oci.linux().as_ref();
     let devices = linux
         .and_then(|l| l.devices().as_deref())
         .unwrap_or_default();
-    let late = opens_devices(&facts.rootfs, mounts);
+    let late = opens_devices(&facts.rootfs, mounts, upper);
     let mut steps = vec![Step::Seal];
     let label = attributes::mount_label(linux)?;
     hints::refuse_label(label.as_ref(), &mounts.tree)?;
@@ -441,7 +457,9 @@ fn tree(
     steps.extend(workload.attributes.io_priority.map(Step::IoPriority));
     let net = netdevices::parse(linux, facts.shares.net)?;
     steps.extend((!net.is_empty()).then_some(Step::NetDevices(net)));
-    steps.extend([Step::JoinNetIpc, Step::Rootfs(facts.rootfs.clone())]);
+    steps.push(Step::JoinNetIpc);
+    steps.extend(upper.map(Step::RootfsUpper));
+    steps.push(Step::Rootfs(facts.rootfs.clone()));
     steps.extend(mounts.tree.iter().cloned().map(Step::Mount));
     steps.extend(late.then_some(Step::JoinCgroups));
     if facts.terminal {

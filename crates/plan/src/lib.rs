@@ -50,6 +50,7 @@ mod spec;
 mod step;
 mod sysctl;
 mod unbuilt;
+mod upper;
 
 pub use asked::{capability_names, dead_capabilities};
 pub use attributes::Attributes;
@@ -70,5 +71,6 @@ pub use spec::{Spec, TaskKind};
 pub use step::{
     Atime, Attr, CapSets, CgroupNs, CgroupView, Clock, Device, DeviceKind, Idmap, Image, Label,
     Lsm, MemoryPolicy, Mount, NetDevice, PodTmpfs, Propagate, Propagation, Recursive, Rlimit,
-    Rootfs, Scheduling, Source, Step, TimeOffset,
+    Rootfs, Scheduling, Source, Step, TimeOffset, UpperFs,
 };
+pub use upper::{BadUpper, Medium, RootfsUpper, UpperFile};

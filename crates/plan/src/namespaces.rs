@@ -156,7 +156,7 @@ impl<'a> Namespaces<'a> {
         spec: &runtime::Spec,
         facts: &PodFacts,
         policy: &Policy,
-        overrides: Overrides,
+        overrides: &Overrides,
     ) -> Result<PodNs, Error> {
         use LinuxNamespaceType::{Ipc, Network, Pid, Uts};
         let mut ns = PodNs {

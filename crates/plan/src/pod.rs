@@ -15,6 +15,7 @@ use crate::paths::clean;
 use crate::refusal::{Error, invalid, no_nul, quoted};
 use crate::spec::{Spec, TaskKind};
 use crate::step::NetDevice;
+use crate::upper::RootfsUpper;
 use crate::{
     attributes, devices, extra_ids, hooks, netdevices, process, resources, sysctl, unbuilt,
 };
@@ -127,6 +128,8 @@ pub struct PodPlan {
     pub net_devices: Vec<NetDevice>,
     /// What the pod says of its volumes beyond their mounts.
     pub hints: MountHints,
+    /// Where what its containers write to their root file systems goes.
+    pub rootfs_upper: RootfsUpper,
     /// Score of PID 1 (proc_pid_oom_score_adj(5)).
     pub oom_score_adj: Option<i32>,
     /// The spec's `cgroupsPath`, if it names one.
@@ -159,6 +162,8 @@ pub struct Policy {
     /// Ids above 65535 that are mapped in every pod with a range of the pool, with their
     /// neighbours.
     pub extra_ids: Vec<u32>,
+    /// Where what containers write to their root file systems goes, where a pod has no word in it.
+    pub rootfs_upper: RootfsUpper,
     /// Annotations `dev.berm.*` that a pod may set.
     pub allow_annotations: Vec<String>,
 }
@@ -170,6 +175,7 @@ impl Default for Policy {
             refuse_host_pods: false,
             host_users: false,
             extra_ids: Vec::new(),
+            rootfs_upper: RootfsUpper::default(),
             allow_annotations: Vec::new(),
         }
     }
@@ -218,7 +224,7 @@ pub fn pod(spec: &Spec, policy: &Policy, facts: &PodFacts) -> Result<PodPlan, Er
         pid: pidns,
         ipc: ipcns,
         uts: utsns,
-    } = namespaces.of_pod(&spec.oci, facts, policy, overrides)?;
+    } = namespaces.of_pod(&spec.oci, facts, policy, &overrides)?;
     let process = spec.oci.process().as_ref();
     process.map(process::refuse_foreign).transpose()?;
     if pause {
@@ -255,6 +261,9 @@ pub fn pod(spec: &Spec, policy: &Policy, facts: &PodFacts) -> Result<PodPlan, Er
         domainname,
         sysctls,
         net_devices: if pause { net_devices } else { Vec::new() },
+        rootfs_upper: overrides
+            .rootfs_upper
+            .unwrap_or_else(|| policy.rootfs_upper.clone()),
         hints: MountHints::parse(spec, &facts.volumes)?,
         oom_score_adj: process.map(process::oom_score_adj).transpose()?.flatten(),
         cgroup: spec.cgroups_path().map(str::to_owned),

@@ -258,6 +258,18 @@ pub enum Rootfs {
     },
 }
 
+/// What the container's own writable layer over its root file system lies on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UpperFs {
+    /// A tmpfs.
+    Memory {
+        /// How much fits; `None`: half of the node's memory.
+        size_bytes: Option<u64>,
+    },
+    /// The ext4 in the file that the host has made: [`crate::ContainerPlan::upper_file`].
+    File,
+}
+
 /// How a loop device shows a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
@@ -410,7 +422,9 @@ pub enum Step {
     NetDevices(Vec<NetDevice>),
     /// Enters the pod's network and IPC namespaces with the host's credentials.
     JoinNetIpc,
-    /// Builds the root file system as a detached mount.
+    /// Mounts what the writable layer over the root file system lies on, detached.
+    RootfsUpper(UpperFs),
+    /// Builds the root file system as a detached mount, below that layer if there is one.
     Rootfs(Rootfs),
     /// Builds one more detached mount.
     Mount(Mount),
@@ -572,6 +586,7 @@ impl Step {
             Self::Scheduling(_) => "Scheduling",
             Self::NetDevices(_) => "NetDevices",
             Self::JoinNetIpc => "JoinNetIpc",
+            Self::RootfsUpper(_) => "RootfsUpper",
             Self::Rootfs(_) => "Rootfs",
             Self::Mount(_) => "Mount",
             Self::Pty { .. } => "Pty",

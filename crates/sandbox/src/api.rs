@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 pub use berm_plan::RootfsMount;
-use berm_plan::Spec;
+use berm_plan::{RootfsUpper, Spec};
 
 use crate::donated::Donated;
 use crate::user_log::UserLog;
@@ -43,6 +43,9 @@ pub struct Args {
     /// Where it is told why the sandbox, a container or an exec cannot run: one line each, time
     /// and text, up to 1 MiB. `None`: where the configuration says ([`crate::Config::user_log`]).
     pub user_log: Option<UserLog>,
+    /// Where what containers write to their root file systems goes; `None`: as the configuration
+    /// has it. Annotation `dev.berm.rootfs_upper` of an allowed pod wins over both.
+    pub rootfs_upper: Option<RootfsUpper>,
 }
 
 impl Args {
@@ -60,6 +63,7 @@ impl Args {
             spec,
             attached: false,
             user_log: None,
+            rootfs_upper: None,
         }
     }
 }

@@ -50,6 +50,16 @@ impl Aside {
         Ok(outcome)
     }
 
+    /// Waits until it has ended, and gives what it handed over and its status.
+    /// # Errors
+    /// As [`Aside::end`].
+    pub(crate) async fn end_with_status(self) -> Result<(Outcome, u32), Error> {
+        let mut outcome = Outcome::default();
+        self.stage.listen(&mut outcome).await?;
+        let status = self.child.into_child()?.wait().await?.status;
+        Ok((outcome, status))
+    }
+
     /// Lets it end by itself: nobody waits for what it does.
     pub(crate) fn reap(self) {
         self.child.reap();
@@ -59,8 +69,7 @@ impl Aside {
     /// # Errors
     /// As [`Aside::end`]; `Unavailable` if it was killed.
     pub(crate) async fn end_well(self, last: &'static str) -> Result<(), Error> {
-        self.stage.listen(&mut Outcome::default()).await?;
-        match self.child.into_child()?.wait().await?.status {
+        match self.end_with_status().await?.1 {
             0 => Ok(()),
             _ => Err(Error::Died { last }),
         }

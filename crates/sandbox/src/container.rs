@@ -126,6 +126,10 @@ impl Sandbox {
         let donated = std::mem::take(&mut args.donated).lift()?;
         let (mut stage, child_end) = Stage::new("Create", deadline)?;
         let child_end = donated.lift(child_end)?;
+        let upper_file = match &plan.upper_file {
+            Some(file) => Some(live.make_upper_file(file).await?),
+            None => None,
+        };
         let hinted = live.hinted.borrow().clone();
         let job = Job {
             steps: &plan.steps,
@@ -134,6 +138,7 @@ impl Sandbox {
             kernel: live.host.kernel,
             empty: Some(live.host.empty()?),
             hinted: hinted.as_ref().map(AsFd::as_fd),
+            upper_file: upper_file.as_ref().map(AsFd::as_fd),
             pod: live.pod(),
             container: None,
             devpts: None,
@@ -246,6 +251,7 @@ impl Sandbox {
                 cgroup: relative(self.0.host.recorded(cgroup)),
                 bundle: args.bundle.clone(),
                 steps,
+                rootfs_upper: plan.rootfs_upper,
                 poststop: hooks::to_record(task),
             })?;
         *task.limits.borrow_mut() = Limits {
@@ -287,6 +293,7 @@ impl Sandbox {
             hostname: live.hostname.clone(),
             domainname: live.domainname.clone(),
             rootfs,
+            rootfs_upper: live.rootfs_upper.clone(),
             cgroup_views: views
                 .map(|v| berm_plan::CgroupView {
                     name: v.name,

@@ -1,5 +1,6 @@
 //! Creating a sandbox.
 
+use std::borrow::Cow;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -85,7 +86,11 @@ impl Sandbox {
             volumes_without_idmap: host.lacks_idmaps_for(&args.spec),
             volumes: hints::volumes(&args.spec),
         };
-        let plan = berm_plan::pod(&args.spec, &host.config.policy, &facts)?;
+        let mut policy = Cow::Borrowed(&host.config.policy);
+        if let Some(upper) = &args.rootfs_upper {
+            policy.to_mut().rootfs_upper = upper.clone();
+        }
+        let plan = berm_plan::pod(&args.spec, &policy, &facts)?;
         if args.attached && plan.pidns != Namespace::New {
             return Err(Error::NotAttachable {
                 id: args.id.clone(),
@@ -483,6 +488,7 @@ impl Making {
             forwards: Rc::new(()),
             listeners: Listeners::default(),
             root: !plan.pause,
+            rootfs_upper: plan.rootfs_upper.clone(),
             hostname: plan.hostname.clone(),
             domainname: plan.domainname.clone(),
             record,

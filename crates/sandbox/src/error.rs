@@ -50,6 +50,12 @@ pub enum Error {
         reason: String,
         kind: Kind,
     },
+    #[error("rootfs_upper: mkfs.ext4 for a file in {dir:?} ended with {status}: {text}")]
+    Mkfs {
+        dir: PathBuf,
+        status: u32,
+        text: String,
+    },
     #[error("step {last} did not end within {} s", .after.as_secs())]
     Deadline { last: &'static str, after: Duration },
     #[error("the stage child ended without a word after {last}")]
@@ -174,9 +180,8 @@ pub enum Error {
 /// Failures that users know by other runtimes' words stand alone; the others name their step.
 fn stage_text(failure: &Failure) -> String {
     match failure.name.as_str() {
-        "ResolveExec" | "Exec" | "Logger" | "StartScope" | "Update" | "Aside" | "Connect" => {
-            failure.text.clone()
-        }
+        "ResolveExec" | "Exec" | "Logger" | "StartScope" | "Update" | "UpperFile" | "Aside"
+        | "Connect" => failure.text.clone(),
         name => format!("step {} {name}: {}", failure.step, failure.text),
     }
 }
@@ -222,6 +227,7 @@ impl Error {
             | Self::NoTty { .. }
             | Self::NoLog
             | Self::PodPaused { .. }
+            | Self::Mkfs { .. }
             | Self::PodNotPaused { .. } => Kind::FailedPrecondition,
             Self::NoStream
             | Self::NoPipe

@@ -228,6 +228,7 @@ impl Live {
             proc: self.host.proc.as_fd(),
             empty: None,
             hinted: None,
+            upper_file: None,
             kernel: self.host.kernel,
             pod: self.pod(),
             container: Some(AsFd::as_fd(&*init)),

@@ -77,7 +77,7 @@ impl Sandbox {
                 pod: live.pod(),
             })
         })?;
-        let made = making.end().await?.pod_tmpfs;
+        let made = making.end().await?.made;
         let made = made.ok_or(Error::Died { last: "MountHints" })?;
         *live.hinted.borrow_mut() = Some(Rc::new(made));
         Ok(())

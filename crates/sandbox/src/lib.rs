@@ -82,6 +82,7 @@ mod state;
 mod subcontainer;
 mod task;
 mod update;
+mod upper;
 mod usage;
 mod user_log;
 
@@ -91,7 +92,9 @@ pub use api::{
 /// What `stats` answers is made of this room's types.
 pub use berm_cgroup as cgroup;
 pub use berm_cgroup::Stats;
-pub use berm_plan::{Extent, HintType, IdMap, MountHint, MountHints, Policy, Spec, TaskKind};
+pub use berm_plan::{
+    Extent, HintType, IdMap, MountHint, MountHints, Policy, RootfsUpper, Spec, TaskKind,
+};
 /// For a caller that starts: what it was started with does not get into what it forks.
 pub use berm_sys::process::set_cloexec_on_all_fds;
 pub use berm_urpc as urpc;

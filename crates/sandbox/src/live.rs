@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use berm_cgroup::Cgroup;
-use berm_plan::{HostShares, Ids, PodNamespaces};
+use berm_plan::{HostShares, Ids, PodNamespaces, RootfsUpper};
 use berm_stage::PidNs;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -72,6 +72,8 @@ pub(crate) struct Live {
     pub(crate) listeners: Listeners,
     /// A pod of one: it ends with its container.
     pub(crate) root: bool,
+    /// Where what containers write to their root file systems goes.
+    pub(crate) rootfs_upper: RootfsUpper,
     pub(crate) hostname: Option<String>,
     pub(crate) domainname: Option<String>,
 }

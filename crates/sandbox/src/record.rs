@@ -12,7 +12,7 @@ use std::rc::Rc;
 
 use berm_cgroup::CgroupPath;
 use berm_metrics::Registration;
-use berm_plan::{Hook, Ids, MountHints};
+use berm_plan::{Hook, Ids, MountHints, RootfsUpper};
 use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -237,6 +237,9 @@ pub struct ContainerRecord {
     /// The steps that made it, in their order.
     #[serde(default)]
     pub steps: Vec<String>,
+    /// Where what is written to its root file system goes; `None`: where it lies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rootfs_upper: Option<RootfsUpper>,
     /// What runs once it is gone, whoever ends it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub poststop: Option<Poststop>,

@@ -37,8 +37,8 @@ pub(crate) struct Outcome {
     pub(crate) pty: Option<OwnedFd>,
     /// A connection to a port of the pod.
     pub(crate) socket: Option<OwnedFd>,
-    /// The mount namespace of the pod's tmpfses.
-    pub(crate) pod_tmpfs: Option<OwnedFd>,
+    /// What it was to make.
+    pub(crate) made: Option<OwnedFd>,
     /// The container's devpts.
     pub(crate) devpts: Option<OwnedFd>,
     /// The tree stands, and the child waits until the hooks that look at it are done.
@@ -108,7 +108,7 @@ impl Stage {
                 Message::Warning(text) => warn(&text),
                 Message::Pty => outcome.pty = fd,
                 Message::Devpts => outcome.devpts = fd,
-                Message::PodTmpfs => outcome.pod_tmpfs = fd,
+                Message::Made => outcome.made = fd,
                 Message::Socket => outcome.socket = fd,
                 Message::Init => {
                     outcome.init = fd.map(Forked::new);
@@ -143,7 +143,7 @@ impl Stage {
                 Message::Failed(failure) => return Err(Error::Step(failure)),
                 Message::Pty
                 | Message::Devpts
-                | Message::PodTmpfs
+                | Message::Made
                 | Message::Socket
                 | Message::Hooks
                 | Message::Listener(_)

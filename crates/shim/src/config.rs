@@ -17,7 +17,7 @@ use crate::options::Options;
 const DIR: &str = "/etc/berm";
 const LIMIT: u64 = 1 << 20;
 /// What `allow_annotations` may name.
-const ANNOTATIONS: [&str; 1] = ["dev.berm.userns"];
+const ANNOTATIONS: [&str; 2] = ["dev.berm.rootfs_upper", "dev.berm.userns"];
 /// Ids of one pod.
 const RANGE: u32 = 65_536;
 
@@ -40,6 +40,8 @@ struct Keys {
     refuse_host_pods: Option<bool>,
     /// Ids above 65535 that every pod with a range of the pool has.
     extra_ids: Option<Vec<u32>>,
+    /// Where what containers write to their root file systems goes.
+    rootfs_upper: Option<String>,
     /// Annotations `dev.berm.*` that a pod may set.
     allow_annotations: Option<Vec<String>>,
     /// Where the node's metric server listens; without it pods register no metrics.
@@ -108,6 +110,12 @@ impl Keys {
             ));
         }
         policy.extra_ids = self.extra_ids.unwrap_or_default();
+        if let Some(upper) = self.rootfs_upper {
+            policy.rootfs_upper = upper.parse().map_err(|_| {
+                let why = "is none of none, memory, self and dir=/PATH, with ,size=SIZE behind it";
+                ("rootfs_upper", why)
+            })?;
+        }
         if let Some(allowed) = self.allow_annotations {
             if !allowed.iter().all(|name| ANNOTATIONS.contains(&&**name)) {
                 return Err(("allow_annotations", "names one that Berm does not have"));
@@ -245,9 +253,12 @@ mod tests {
               dead_capabilities = \"warn\"\nopen_low_ports_and_ping = false\n\
               stage_deadline_s = 7\nkill_deadline_s = 8\nuserns = \"host\"\n\
               allow_annotations = [\"dev.berm.userns\"]\n\
-              metric_server = \"127.0.0.1:9469\"\nuser_log = true\n",
+              metric_server = \"127.0.0.1:9469\"\nuser_log = true\n\
+              rootfs_upper = \"memory,size=64m\"\n",
         )
         .unwrap();
+        let upper = config.policy.rootfs_upper.to_string();
+        assert_eq!(upper, "memory,size=67108864");
         assert!(config.user_log && !berm_sandbox::Config::default().user_log);
         assert!(config.policy.host_users && !config.policy.refuse_host_pods);
         assert_eq!(config.policy.allow_annotations, ["dev.berm.userns"]);
@@ -266,7 +277,11 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_told_with_file_line_and_key() {
-        let cases: [(&[u8], &str); 12] = [
+        let cases: [(&[u8], &str); 13] = [
+            (
+                b"\nrootfs_upper = \"disk\"",
+                "/f:2: rootfs_upper: is none of none, memory",
+            ),
             (
                 b"metric_server = \"localhost\"",
                 "/f:1: metric_server: is neither IP:PORT nor",

@@ -26,6 +26,8 @@ use crate::{Job, credentials, exec, join, keyring, label, netdev, stdio};
 /// A stage child and what its steps have made so far.
 pub(crate) struct Child<'a> {
     job: &'a Job<'a>,
+    /// What the writable layer over the root file system lies on.
+    upper: Option<OwnedFd>,
     tree: Option<Tree>,
     root: Option<OwnedFd>,
     slave: Option<OwnedFd>,
@@ -46,6 +48,7 @@ impl<'a> Child<'a> {
     pub(crate) fn new(job: &'a Job<'a>) -> Self {
         Self {
             job,
+            upper: None,
             tree: None,
             root: None,
             slave: None,
@@ -96,8 +99,13 @@ impl<'a> Child<'a> {
             Step::NetDevices(devices) => netdev::give(job.proc, job.pod.init, devices, job.report),
             Step::JoinNetIpc => process::setns(job.pod.init, flags::NEWNET | flags::NEWIPC)
                 .map_err(sys("setns(pod, CLONE_NEWNET|CLONE_NEWIPC)")),
+            Step::RootfsUpper(fs) => {
+                self.upper = Some(berm_mount::upper(*fs, job.upper_file, self.owner())?);
+                Ok(())
+            }
             Step::Rootfs(rootfs) => {
-                let root = berm_mount::rootfs(rootfs, self.owner(), self.scratch()?)?;
+                let upper = self.upper.take();
+                let root = berm_mount::rootfs(rootfs, upper, self.owner(), self.scratch()?)?;
                 self.tree = Some(Tree::new(root));
                 Ok(())
             }

@@ -25,6 +25,17 @@ pub enum Error {
         call: &'static str,
         source: io::Error,
     },
+    #[error(
+        "rootfs_upper: mkfs.ext4 is not on this node, and a layer in a file needs it; install \
+         e2fsprogs, or use \"memory\""
+    )]
+    NoMkfs,
+    #[error("rootfs_upper: {call} in {dir:?}; name a directory of ext4 or xfs, or use \"memory\"")]
+    UpperFile {
+        call: &'static str,
+        dir: PathBuf,
+        source: Errno,
+    },
     #[error("open(\"/proc/{path}\")")]
     OpenProc { path: String, source: Errno },
     #[error("read(\"/proc/{path}\")")]
@@ -160,6 +171,7 @@ impl Error {
             Self::Seccomp(e) => e.kind(),
             Self::Call { source, .. }
             | Self::OpenProc { source, .. }
+            | Self::UpperFile { source, .. }
             | Self::WriteProc { source, .. } => Kind::of_errno(source.raw_os_error()),
             Self::Exec { errno, .. }
             | Self::FileExec { errno }
@@ -186,7 +198,7 @@ impl Error {
             Self::IdOutsideMap { .. } | Self::Nul { .. } | Self::PassFile { .. } => {
                 Kind::InvalidArgument
             }
-            Self::NoSeLinux { .. } | Self::NoMapper { .. } => Kind::NotSupported,
+            Self::NoSeLinux { .. } | Self::NoMapper { .. } | Self::NoMkfs => Kind::NotSupported,
             Self::MapIds { .. } => Kind::Denied,
             Self::NotInPath { .. } => Kind::NotFound,
             Self::NotExecutable { kind, .. }

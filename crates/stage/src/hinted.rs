@@ -29,7 +29,7 @@ pub struct PodTmpfsJob<'a> {
 }
 
 /// Forks a child that makes them and hands over the file of their mount namespace by
-/// [`Message::PodTmpfs`]; gives back its pidfd.
+/// [`Message::Made`]; gives back its pidfd.
 ///
 /// It looks at the directories that they stand for, which may take long.
 /// # Errors
@@ -51,7 +51,7 @@ impl PodTmpfsJob<'_> {
             hinted: None,
         };
         let made = berm_mount::pod_tmpfs(self.all, ids, owner, scratch)?;
-        let sent = send(self.report, &Message::PodTmpfs, Some(made.as_fd()));
+        let sent = send(self.report, &Message::Made, Some(made.as_fd()));
         sent.map_err(call("sendmsg(mntns)"))
     }
 }

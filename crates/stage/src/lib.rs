@@ -27,6 +27,7 @@ mod sandbox;
 mod scope;
 mod spawn;
 mod stdio;
+mod upper_file;
 
 pub use apply::attr_of;
 pub use aside::spawn_aside;
@@ -45,6 +46,8 @@ pub use spawn::{
     PidNs, empty_mount_namespace, spawn, spawn_hook, spawn_listener, spawn_logger,
     spawn_net_devices, spawn_sandbox, spawn_sandbox_proc,
 };
+
+pub use upper_file::{UpperFileJob, spawn_upper_file};
 
 use std::os::fd::BorrowedFd;
 
@@ -94,6 +97,8 @@ pub struct Job<'a> {
     pub empty: Option<BorrowedFd<'a>>,
     /// The mount namespace of the pod's tmpfses, if it has any; containers only.
     pub hinted: Option<BorrowedFd<'a>>,
+    /// The file of [`berm_plan::ContainerPlan::upper_file`]; containers only.
+    pub upper_file: Option<BorrowedFd<'a>>,
     /// What this kernel can.
     pub kernel: Kernel,
     /// The pod.
@@ -123,9 +128,15 @@ impl Job<'_> {
         let mut all = vec![self.report, self.proc, self.pod.init, self.pod.mntns];
         all.extend(self.pod.userns);
         all.extend(
-            [self.empty, self.hinted, self.container, self.devpts]
-                .into_iter()
-                .flatten(),
+            [
+                self.empty,
+                self.hinted,
+                self.upper_file,
+                self.container,
+                self.devpts,
+            ]
+            .into_iter()
+            .flatten(),
         );
         all.extend(self.stdio.into_iter().flatten());
         all.extend(&self.tasks);

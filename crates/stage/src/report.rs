@@ -29,8 +29,8 @@ pub enum Message {
     Pty,
     /// The container's devpts comes with this message.
     Devpts,
-    /// The mount namespace of the pod's tmpfses comes with this message.
-    PodTmpfs,
+    /// What the child was to make comes with this message.
+    Made,
     /// A process was cloned; its pidfd comes with this message.
     Init,
     /// A connection comes with this message.
@@ -63,7 +63,7 @@ pub struct Failure {
 pub struct Report {
     /// What was told.
     pub message: Message,
-    /// The descriptor of `Pty`, `Devpts`, `PodTmpfs`, `Init` and `Socket`.
+    /// The descriptor of `Pty`, `Devpts`, `Made`, `Init` and `Socket`.
     pub fd: Option<OwnedFd>,
 }
 

@@ -31,6 +31,11 @@ fn volume(fs: &str, source: &str) -> Given {
 #[test]
 fn it_joins_after_the_last_mount_and_is_not_born_there() {
     let facts_of = |rootfs| ContainerFacts { rootfs, ..facts() };
+    let upper = |text: &str| ContainerFacts {
+        rootfs_upper: text.parse().unwrap(),
+        ..facts()
+    };
+    let readonly = Given::cri_container().set("/root/readonly", true);
     let cases = [
         (
             Given::cri_container(),
@@ -40,7 +45,12 @@ fn it_joins_after_the_last_mount_and_is_not_born_there() {
         (Given::cri_container(), facts_of(on_a_device(None)), true),
         (volume("ext4", "/dev/vdb"), host(), true),
         (volume("xfs", "/srv/disk"), host(), true),
+        // A layer of the container's own in a file.
+        (Given::cri_container(), upper("self,size=1m"), true),
+        (Given::cri_container(), upper("dir=/x"), true),
         // These open no device.
+        (Given::cri_container(), upper("memory"), false),
+        (readonly, upper("self"), false),
         (volume("nfs", "server:/export"), host(), false),
         (volume("cifs", "//server/share"), host(), false),
         (volume("9p", "tag"), host(), false),

@@ -169,6 +169,7 @@ pub(crate) fn facts() -> ContainerFacts {
             recursive: true,
             ro: false,
         },
+        rootfs_upper: berm_plan::RootfsUpper::default(),
         cgroup_views: vec![CgroupView {
             name: "memory".into(),
             links: Vec::new(),

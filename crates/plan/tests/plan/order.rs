@@ -6,11 +6,12 @@ use crate::device::on_a_device;
 use crate::given::{Given, base, facts, names, ns};
 
 /// Steps that need the host's credentials.
-const AS_HOST: [&str; 17] = [
+const AS_HOST: [&str; 18] = [
     "Seal",
     "JoinCgroups",
     "OomScoreAdj",
     "JoinNetIpc",
+    "RootfsUpper",
     "Rootfs",
     "Mount",
     "Pty",
@@ -27,13 +28,14 @@ const AS_HOST: [&str; 17] = [
 ];
 
 /// What must come before what, where both are there.
-const BEFORE: [(&str, &str); 38] = [
+const BEFORE: [(&str, &str); 39] = [
     // A mount or a device finds the namespace it belongs to.
     ("JoinNetIpc", "Mount"),
     ("NetDevices", "JoinNetIpc"),
     // All that is new is labelled.
     ("MountLabel", "Rootfs"),
     ("MountLabel", "Mount"),
+    ("RootfsUpper", "Rootfs"),
     ("Rootfs", "Mount"),
     ("Mount", "Assemble"),
     ("Mount", "Pty"),
@@ -162,6 +164,7 @@ fn every_combination_of_what_a_container_asks_for_keeps_the_order() {
             };
             if device {
                 facts.rootfs = on_a_device(None);
+                facts.rootfs_upper = "memory".parse().unwrap();
             }
             let plan = berm_plan::container(&spec, &facts).unwrap();
             check(&plan.steps);

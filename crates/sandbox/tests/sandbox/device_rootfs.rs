@@ -46,7 +46,7 @@ fn text(path: &Path) -> &str {
 }
 
 /// A file that holds a file system with busybox in it.
-fn ext4(w: &World) -> PathBuf {
+pub(crate) fn ext4(w: &World) -> PathBuf {
     ext4_of(w, &tree(w), "16m")
 }
 

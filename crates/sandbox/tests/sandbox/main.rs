@@ -43,6 +43,7 @@ mod rootfs;
 mod rows;
 mod subcontainer;
 mod tmpfs;
+mod upper;
 mod usage;
 mod wire;
 mod world;
@@ -89,6 +90,7 @@ fn main() -> ExitCode {
         rootfs::CASES,
         rows::CASES,
         device_rootfs::CASES,
+        upper::CASES,
         mounts::CASES,
         options::CASES,
         tmpfs::CASES,

@@ -23,15 +23,17 @@ pub(crate) const CASES: &[Case] = berm_testkit::cases![
     a_read_only_rootfs_stays_so_for_root_and_mounts_in_it_are_writable,
 ];
 
-struct Layers {
-    lower: Vec<PathBuf>,
-    upper: PathBuf,
+pub(crate) struct Layers {
+    pub(crate) lower: Vec<PathBuf>,
+    pub(crate) upper: PathBuf,
     work: PathBuf,
+    /// Further options.
+    pub(crate) more: Vec<String>,
 }
 
 impl Layers {
     /// Layers from the top down; each has a file of its own and one that all have.
-    fn new(w: &World, count: usize) -> Self {
+    pub(crate) fn new(w: &World, count: usize) -> Self {
         let mut lower = Vec::new();
         for n in 0..count {
             let layer = w.dir("layer");
@@ -44,19 +46,21 @@ impl Layers {
             lower,
             upper: w.dir("upper"),
             work: w.dir("work"),
+            more: Vec::new(),
         }
     }
 
-    fn on<'p>(&self, container: Container<'p>) -> Container<'p> {
+    pub(crate) fn on<'p>(&self, container: Container<'p>) -> Container<'p> {
         let join = |paths: &[PathBuf]| {
             let paths: Vec<_> = paths.iter().map(|p| p.to_str().unwrap()).collect();
             paths.join(":")
         };
-        let options = [
+        let mut options = vec![
             format!("workdir={}", self.work.display()),
             format!("upperdir={}", self.upper.display()),
             format!("lowerdir={}", join(&self.lower)),
         ];
+        options.extend(self.more.iter().cloned());
         container.rootfs("overlay", Path::new("overlay"), &options)
     }
 }
