@@ -438,3 +438,24 @@ pub fn pause() {
         libc::pause();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use rustix::io::{FdFlags, dup, fcntl_getfd};
+
+    use super::*;
+
+    #[test]
+    fn every_descriptor_but_the_streams_is_closed_on_exec() {
+        let file = File::open("/dev/null").unwrap();
+        // dup(2) makes one that an execve would keep.
+        let kept = dup(&file).unwrap();
+        assert!(!fcntl_getfd(&kept).unwrap().contains(FdFlags::CLOEXEC));
+        set_cloexec_on_all_fds().unwrap();
+        assert!(fcntl_getfd(&kept).unwrap().contains(FdFlags::CLOEXEC));
+        let output = fcntl_getfd(std::io::stdout()).unwrap();
+        assert!(!output.contains(FdFlags::CLOEXEC));
+    }
+}
