@@ -10,6 +10,7 @@ use crate::refusal::{Error, invalid, quoted};
 
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
+const CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
 const SANDBOX_NAME: &str = "io.kubernetes.cri.sandbox-name";
 const SANDBOX_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
 
@@ -113,6 +114,12 @@ impl Spec {
             .as_ref()
             .and_then(runtime::Process::terminal)
             .unwrap_or(false)
+    }
+
+    /// `io.kubernetes.cri.container-name`, if it is not empty.
+    pub fn container_name(&self) -> Option<&str> {
+        self.annotation(CONTAINER_NAME)
+            .filter(|name| !name.is_empty())
     }
 
     /// `io.kubernetes.cri.sandbox-name`

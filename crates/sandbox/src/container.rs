@@ -45,6 +45,7 @@ impl Sandbox {
         live.tasks
             .borrow_mut()
             .insert(args.id.clone(), Rc::clone(&task));
+        live.name_for_user(&task, &args.spec);
         let made = match args.donated.check(args.terminal) {
             Ok(()) => self.make_container(&task, args).await,
             Err(e) => Err(e),
@@ -53,7 +54,7 @@ impl Sandbox {
             live.keep_refused("Create", &task.id, e);
             live.tasks.borrow_mut().remove(&task.id);
             live.state_dir.borrow().remove_container(&task.id);
-            live.tell_user("create", &task.id, e).await;
+            live.tell_user("create", &task, e).await;
         }
         made
     }

@@ -10,7 +10,7 @@
 //! | `containerManager.ContainerRuntimeState` | `"c1"` → 1 creating, 2 running or paused, 3 stopped |
 //! | `containerManager.Event` | `"c1"` → figures of the container |
 //! | `containerManager.Signal` | `{"CID","Signo","PID","Mode"}` → `{}`; mode 0 a process, 1 all, 2 the terminal's foreground group |
-//! | `containerManager.ExecuteAsync` | gVisor's `ExecArgs` and files → host pid |
+//! | `containerManager.ExecuteAsync` | gVisor's `ExecArgs` and files → host pid; `GuestFDs` are the files' numbers in the process; with Berm's own `"ExecFile":true` the last file is the program |
 //! | `containerManager.Wait` | `"c1"` → wait(2) word |
 //! | `containerManager.WaitPID` | `{"CID","PID"}` → wait(2) word of an exec |
 //! | `containerManager.StartRoot` | `"s1"` → `{}`; the root container, or the sandbox task of a CRI pod |

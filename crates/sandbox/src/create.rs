@@ -9,13 +9,14 @@ use std::rc::Rc;
 use berm_cgroup::{Cgroup, Place};
 use berm_plan::{HostShares, Ids, Namespace, NetDevice, PodFacts, PodPlan, TaskKind, UserNs};
 use berm_stage::SandboxJob;
-use rustix::fs::fstat;
+use rustix::fs::{Mode, OFlags, fstat, openat};
+use rustix::io::Errno;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 
 use crate::api::{Args, Event};
 use crate::aside::Aside;
-use crate::error::{Error, call, io};
+use crate::error::{Error, call};
 use crate::events::Listeners;
 use crate::exits::undo_cgroup;
 use crate::hints;
@@ -214,11 +215,18 @@ fn host_namespaces(shares: HostShares) -> Vec<String> {
 }
 
 /// What a process that is forked now begins with.
-fn own_oom_score_adj() -> Result<i32, Error> {
-    let text = std::fs::read_to_string("/proc/self/oom_score_adj");
-    let text = text.map_err(io("read(/proc/self/oom_score_adj)"))?;
-    let score = text.trim().parse().map_err(std::io::Error::other);
-    score.map_err(io("read(/proc/self/oom_score_adj)"))
+fn own_oom_score_adj(host: &Host) -> Result<i32, Error> {
+    let mut text = [0; 16];
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let read = openat(&host.proc, "self/oom_score_adj", flags, Mode::empty())
+        .and_then(|file| rustix::io::read(file, &mut text));
+    let read = read.map_err(call("read(/proc/self/oom_score_adj)"))?;
+    let number = std::str::from_utf8(&text[..read]).ok();
+    let number = number.and_then(|text| text.trim_end().parse().ok());
+    number.ok_or(Error::Call {
+        call: "parse(/proc/self/oom_score_adj)",
+        source: Errno::INVAL,
+    })
 }
 
 /// A namespace of the pod to be.
@@ -555,7 +563,7 @@ impl Making {
             uid: ids.uids.to_host(0).unwrap_or(0),
             gid: ids.gids.to_host(0).unwrap_or(0),
             cgroup: relative(cgroup.and_then(|path| host.recorded(path))),
-            original_oom_score_adj: own_oom_score_adj()?,
+            original_oom_score_adj: own_oom_score_adj(host)?,
             control_socket_path: self.state_dir.path().join("control.sock"),
             bundle: args.bundle.clone(),
             owner,

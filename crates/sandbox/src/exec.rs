@@ -67,7 +67,7 @@ impl Sandbox {
             let planned = berm_plan::exec(process_json, terminal, &inside.base);
             planned
                 .map_err(Error::from)
-                .inspect_err(|e| self.0.tell_user_later("exec in", id, e))?
+                .inspect_err(|e| self.0.tell_user_later("exec in", task, e))?
         };
         let process = Process::new(exec);
         process.happen(Happening::Made)?;
@@ -101,8 +101,8 @@ impl Sandbox {
         donated: Donated,
     ) -> Result<Created, Error> {
         let started = self.start_planned(id, exec, stdio, donated).await;
-        if let Err(e) = &started {
-            self.0.tell_user("exec in", id, e).await;
+        if let (Err(e), Ok(task)) = (&started, self.0.task(id)) {
+            self.0.tell_user("exec in", &task, e).await;
         }
         started
     }

@@ -48,7 +48,7 @@ impl Sandbox {
             Err(e) => {
                 live.keep_refused("Start", id, &e);
                 let ended = live.end_failed_start(&task).await;
-                live.tell_user("start", id, &e).await;
+                live.tell_user("start", &task, &e).await;
                 ended?;
                 Err(e)
             }

@@ -112,9 +112,10 @@ impl Sandbox {
             stdio,
             ..ContainerArgs::new(&task.id, &task.bundle, spec)
         };
+        live.name_for_user(task, &args.spec);
         let made = self.make_container(task, args).await;
         if let Err(e) = &made {
-            live.tell_user("create", &task.id, e).await;
+            live.tell_user("create", task, e).await;
         }
         let created = made?;
         self.start(&task.id).await?;

@@ -160,6 +160,8 @@ impl Exec {
 #[derive(Debug)]
 pub(crate) struct Task {
     pub(crate) id: String,
+    /// What its user calls it, where somebody tells the user anything.
+    pub(crate) name: OnceCell<String>,
     pub(crate) bundle: PathBuf,
     pub(crate) process: Process,
     pub(crate) execs: RefCell<BTreeMap<String, Rc<Exec>>>,
@@ -225,6 +227,7 @@ impl Task {
     fn with(id: &str, bundle: PathBuf, kind: Kind, untold: bool) -> Rc<Self> {
         Rc::new(Self {
             id: id.to_owned(),
+            name: OnceCell::new(),
             bundle,
             process: Process::new(id),
             execs: RefCell::default(),

@@ -19,6 +19,7 @@ use crate::aside::Aside;
 use crate::config::Config;
 use crate::error::Error;
 use crate::live::Live;
+use crate::task::Task;
 
 /// How long a line may take.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -160,18 +161,29 @@ fn is_for_the_user(error: &Error) -> bool {
 }
 
 impl Live {
+    /// Keeps what the user calls a container, if anything will be told of it.
+    pub(crate) fn name_for_user(&self, task: &Task, spec: &Spec) {
+        if let (Some(name), true) = (spec.container_name(), self.user_log.get().is_some()) {
+            task.name.get_or_init(|| name.to_owned());
+        }
+    }
+
     /// Tells the sandbox's user, if there is somewhere to, that `what` of a container failed.
-    pub(crate) async fn tell_user(&self, what: &str, id: &str, error: &Error) {
+    pub(crate) async fn tell_user(&self, what: &str, task: &Task, error: &Error) {
         if let Some(log) = self.user_log.get() {
-            log.tell(&about(what, id), error, self.host.config.stage_deadline)
+            log.tell(&about(what, task), error, self.host.config.stage_deadline)
                 .await;
         }
     }
 
     /// The same for a call that waits for nothing.
-    pub(crate) fn tell_user_later(self: &Rc<Self>, what: &str, id: &str, error: &Error) {
-        let line = message(&about(what, id), error).filter(|_| self.user_log.get().is_some());
-        let Some(line) = line else { return };
+    pub(crate) fn tell_user_later(self: &Rc<Self>, what: &str, task: &Task, error: &Error) {
+        if self.user_log.get().is_none() {
+            return;
+        }
+        let Some(line) = message(&about(what, task), error) else {
+            return;
+        };
         let live = Rc::clone(self);
         tokio::task::spawn_local(async move {
             if let Some(log) = live.user_log.get() {
@@ -181,8 +193,11 @@ impl Live {
     }
 }
 
-fn about(what: &str, id: &str) -> String {
-    format!("{what} container {id:?}")
+fn about(what: &str, task: &Task) -> String {
+    match task.name.get() {
+        Some(name) => format!("{what} container {name:?} ({})", task.id),
+        None => format!("{what} container {:?}", task.id),
+    }
 }
 
 #[cfg(test)]

@@ -699,7 +699,10 @@ fn a_cri_pod_tells_its_user_in_its_log_directory_if_the_node_says_so() {
             pod.sandbox.start("pod1").await.unwrap();
             assert_eq!(pod.sh("exit 3").output().await.0, 3);
             assert!(!log.exists(), "there was nothing to tell");
-            pod.container(&["/no/such"]).refused().await;
+            let name = "/annotations/io.kubernetes.cri.container-name";
+            let named = pod.container(&["/no/such"]);
+            let id = named.id.clone();
+            named.set(name, json!("web")).refused().await;
             let mut bad = logging(w, "pod2", &logs);
             bad["hostname"] = json!("x".repeat(65));
             assert!(w.sandbox("pod2", &bad).await.is_err());
@@ -707,6 +710,8 @@ fn a_cri_pod_tells_its_user_in_its_log_directory_if_the_node_says_so() {
             assert_eq!(told.len(), 2, "{told:?}");
             let want = "stat /no/such: no such file or directory";
             assert!(told[0].ends_with(want), "{told:?}");
+            let want = format!("create container \"web\" ({id}) failed: ");
+            assert!(told[0].starts_with(&want), "{told:?}");
             let want = "create sandbox \"pod2\" failed: hostname: ";
             assert!(told[1].starts_with(want), "{told:?}");
             assert_eq!(log.metadata().unwrap().permissions().mode() & 0o027, 0);
