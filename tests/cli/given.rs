@@ -278,3 +278,39 @@ fn a_place_for_writes_that_is_none_is_refused_before_anything_is_made() {
     }
     world.assert_gone();
 }
+
+/// The files below `dir` that loop devices show.
+fn shown_files(dir: &std::path::Path) -> Vec<String> {
+    let all = std::fs::read_dir("/sys/block").unwrap().flatten();
+    let file = |entry: std::fs::DirEntry| {
+        std::fs::read_to_string(entry.path().join("loop/backing_file")).ok()
+    };
+    let below = |file: &String| std::path::Path::new(file).starts_with(dir);
+    all.filter_map(file).filter(below).collect()
+}
+
+#[test]
+fn a_killed_run_leaves_no_file_and_no_loop_device_of_its_layer() {
+    let world = World::new();
+    let script = "echo ready; exec sleep 1000";
+    let mut run = world.run(&["--rootfs-upper", "self,size=4m"], script);
+    let mut run = run.stdout(Stdio::piped()).spawn().unwrap();
+    let mut out = File::from(OwnedFd::from(run.stdout.take().unwrap()));
+    expect(&mut out, "ready");
+    assert_eq!(shown_files(&world.dir).len(), 1);
+    run.kill().unwrap();
+    run.wait().unwrap();
+    // The kernel frees it with the last mount namespace, in its own time.
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !shown_files(&world.dir).is_empty() {
+        assert!(
+            std::time::Instant::now() < until,
+            "{:?}",
+            shown_files(&world.dir)
+        );
+        std::thread::yield_now();
+    }
+    let next = World::new();
+    assert!(next.run(&[], "exit 0").status().unwrap().success());
+    world.assert_gone();
+}

@@ -24,6 +24,11 @@ pub enum Error {
     Upper { source: Box<Self> },
     #[error("without root there is no loop device for a layer in a file; use \"memory\"")]
     NoLoop,
+    #[error(
+        "rootfs_upper memory: a tmpfs of this kernel has no attributes that somebody without root \
+         may set (Linux 6.6); run it as root"
+    )]
+    NoUserXattrs,
     #[error("the host has made no file for it")]
     NoUpperFile,
     #[error(
@@ -191,6 +196,7 @@ impl Error {
             | Self::Layers { .. }
             | Self::MountedBelow { .. }
             | Self::NoLoop
+            | Self::NoUserXattrs
             | Self::HostDevice { .. } => Kind::NotSupported,
             Self::NoImage { .. } | Self::Shape { .. } | Self::OtherDevice { .. } => {
                 Kind::InvalidArgument

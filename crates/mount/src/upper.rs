@@ -8,7 +8,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use berm_plan::{Rootfs, UpperFs};
-use rustix::fs::{AtFlags, Gid, Mode, Uid, chmodat, chownat, fstat, mkdirat};
+use rustix::fs::{
+    AtFlags, Gid, Mode, OFlags, Uid, XattrFlags, chmodat, chownat, fremovexattr, fsetxattr, fstat,
+    mkdirat, openat,
+};
+use rustix::io::Errno;
 
 use crate::device::{Device, in_file};
 use crate::mountinfo::Host;
@@ -61,6 +65,9 @@ pub(crate) fn over(
     if owner.nested {
         // The others are root of the host's alone (overlayfs.rst, "User xattr").
         options.push(("userxattr".to_owned(), String::new()));
+        if !takes_user_xattrs(mount.as_fd())? {
+            return Err(Error::NoUserXattrs);
+        }
     }
     if let Some(top) = lower.first() {
         make_dirs(&mount, top, owner).map_err(|source| Error::Upper {
@@ -77,6 +84,24 @@ pub(crate) fn over(
 
 /// Layers, topmost first, and the options of their overlay.
 type Below = (Vec<OwnedFd>, Vec<(String, String)>);
+
+/// Whether a directory takes attributes that an ordinary user may set; tmpfs does since Linux 6.6.
+/// Without them an overlay cannot say that a directory is a new one, and making it is EIO.
+fn takes_user_xattrs(dir: BorrowedFd<'_>) -> Result<bool, Error> {
+    let failed = |source| Error::Stat {
+        path: "/".into(),
+        source,
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = openat(dir, ".", flags, Mode::empty()).map_err(failed)?;
+    match fsetxattr(&dir, "user.berm", b"y", XattrFlags::empty()) {
+        Ok(()) => fremovexattr(&dir, "user.berm")
+            .map_err(failed)
+            .map(|()| true),
+        Err(Errno::OPNOTSUPP | Errno::PERM) => Ok(false),
+        Err(source) => Err(failed(source)),
+    }
+}
 
 /// What the snapshotter has made; its own writable layer is one that is read.
 fn below(rootfs: &Rootfs, owner: Owner<'_>) -> Result<Below, Error> {
@@ -165,4 +190,19 @@ fn make_dirs(mount: &OwnedFd, like: &OwnedFd, owner: Owner<'_>) -> Result<(), Er
         path: "/".into(),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::CWD;
+
+    use super::*;
+
+    #[test]
+    fn a_file_system_without_user_attributes_is_told_from_one_with_them() {
+        let open = |path: &Path| openat(CWD, path, OFlags::PATH, Mode::empty()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        assert!(takes_user_xattrs(open(dir.path()).as_fd()).unwrap());
+        assert!(!takes_user_xattrs(open(Path::new("/proc/self")).as_fd()).unwrap());
+    }
 }

@@ -24,6 +24,10 @@ use crate::step::{Atime, Attr, Idmap, PodTmpfs, Propagation, Source};
 const PREFIXES: [&str; 2] = ["dev.gvisor.spec.mount.", OURS];
 /// Berm's own.
 pub(crate) const OURS: &str = "dev.berm.mount.";
+/// More hints than a pod has volumes: for each the host makes a mount.
+const MAX_HINTS: usize = 64;
+/// All that they say, in bytes: they are kept in the sandbox's record.
+const MAX_BYTES: usize = 64 << 10;
 /// As long as a volume's name in Kubernetes.
 const MAX_NAME: usize = 63;
 
@@ -156,6 +160,11 @@ fn annotations(spec: &Spec) -> Result<Vec<Annotation<'_>>, Error> {
         });
     }
     found.sort_by_key(|a| a.key);
+    let bytes: usize = found.iter().map(|a| a.key.len() + a.value.len()).sum();
+    if bytes > MAX_BYTES {
+        let reason = format!("{bytes} bytes of mount hints, Berm takes {MAX_BYTES}");
+        return Err(invalid("annotations", reason, "say less, or use mounts"));
+    }
     Ok(found)
 }
 
@@ -329,6 +338,10 @@ impl MountHints {
         let mut drafts: BTreeMap<&str, Draft<'_>> = BTreeMap::new();
         for given in annotations(spec)? {
             drafts.entry(given.name).or_default().set(&given)?;
+        }
+        if drafts.len() > MAX_HINTS {
+            let reason = format!("{} mount hints, Berm takes {MAX_HINTS}", drafts.len());
+            return Err(invalid("annotations", reason, "use fewer"));
         }
         let mut hints = Self::default();
         for (name, draft) in drafts {

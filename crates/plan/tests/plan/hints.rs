@@ -402,3 +402,28 @@ fn a_container_may_repeat_the_hints_of_its_pod_and_no_others() {
         assert!(error.to_string().starts_with(&want), "{error}");
     }
 }
+
+#[test]
+fn a_pod_has_no_more_hints_than_its_record_can_keep() {
+    let many = |count: usize, length: usize| {
+        let one = |given: Given, n: usize| {
+            let source = format!("/{n}/{}", "x".repeat(length));
+            given
+                .set(&format!("/annotations/dev.berm.mount.v{n}.type"), "bind")
+                .set(&format!("/annotations/dev.berm.mount.v{n}.share"), "pod")
+                .set(&format!("/annotations/dev.berm.mount.v{n}.source"), source)
+        };
+        planned(&(0..count).fold(Given::cri_sandbox(), one))
+    };
+    assert_eq!(many(64, 900).unwrap().hints.mounts.len(), 64);
+    let error = many(65, 1).unwrap_err().to_string();
+    assert!(
+        error.starts_with("annotations: 65 mount hints, Berm takes 64"),
+        "{error}"
+    );
+    let error = many(64, 1000).unwrap_err().to_string();
+    assert!(
+        error.contains("bytes of mount hints, Berm takes 65536"),
+        "{error}"
+    );
+}

@@ -49,6 +49,13 @@ pub(super) fn check(config: &Config) -> Vec<Finding> {
             Verdict::Degraded,
             sys_resource(),
         ),
+        Finding::new(
+            "layers in a file",
+            "containers with rootfs_upper = self or dir=PATH are refused: they need e2fsprogs and \
+             loop devices",
+            Verdict::Degraded,
+            layers_in_files(),
+        ),
     ]);
     all
 }
@@ -71,6 +78,16 @@ pub(super) fn check_rootless(ids: &Ids) -> Vec<Finding> {
             max_user_namespaces(),
         ),
     ]
+}
+
+fn layers_in_files() -> Probed {
+    let mkfs = berm_stage::mkfs().ok_or("mkfs.ext4: not found")?;
+    fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/loop-control")
+        .map_err(|e| format!("open(\"/dev/loop-control\"): {e}"))?;
+    Ok(mkfs.display().to_string())
 }
 
 fn root() -> Probed {
