@@ -122,27 +122,10 @@ async fn exec(args: Args, config: &Config, donated: Donated) -> Result<u8, Error
         given?;
     }
     let wait = json!({"PID": pid, "CID": container});
-    let mut waiting = tokio::task::spawn_blocking(move || wait_for(client, &wait));
-    let mut attached = std::pin::pin!(attach(master));
-    let mut open = true;
-    let word = loop {
-        tokio::select! {
-            word = &mut waiting => break word,
-            attached = &mut attached, if open => {
-                open = false;
-                attached?;
-            }
-            number = signals.next() => {
-                // It may have ended just now: its exit code tells.
-                let _: Result<(), Error> = signal(number);
-            }
-        }
-    };
-    // What the terminal still holds is shown before the end is.
-    if open {
-        attached.await?;
-    }
-    let code = code(word.unwrap_or(Ok(255 << 8))?);
+    let wait = ("containerManager.WaitPID", wait);
+    // It may have ended just now: its exit code tells.
+    let signal = |number| drop(signal(number));
+    let code = code(attend(client, wait, master, &mut signals, signal).await?);
     if args.json {
         eprintln!(
             "{}",
@@ -161,9 +144,38 @@ async fn attach(master: Option<OwnedFd>) -> Result<(), Error> {
     }
 }
 
-fn wait_for(mut client: Client, arg: &Value) -> Result<u32, Error> {
+/// Waits for the end of a command by a method and its argument, with the terminal connected and
+/// the signals passed on; gives wait(2)'s word.
+pub(crate) async fn attend(
+    client: Client,
+    (method, arg): (&'static str, Value),
+    master: Option<OwnedFd>,
+    signals: &mut Signals,
+    mut signal: impl FnMut(u32),
+) -> Result<u32, Error> {
+    let mut waiting = tokio::task::spawn_blocking(move || wait_for(client, method, &arg));
+    let mut attached = std::pin::pin!(attach(master));
+    let mut open = true;
+    let word = loop {
+        tokio::select! {
+            word = &mut waiting => break word,
+            attached = &mut attached, if open => {
+                open = false;
+                attached?;
+            }
+            number = signals.next() => signal(number),
+        }
+    };
+    // What the terminal still holds is shown before the end is.
+    if open {
+        attached.await?;
+    }
+    word.unwrap_or(Ok(255 << 8))
+}
+
+fn wait_for(mut client: Client, method: &str, arg: &Value) -> Result<u32, Error> {
     client.set_deadline(None);
-    match client.call("containerManager.WaitPID", arg, &[]) {
+    match client.call(method, arg, &[]) {
         Ok((word, _)) => Ok(word),
         // The sandbox ended, and the command with it: killed.
         Err(berm_sandbox::urpc::Error::Closed { .. }) => Ok(9),

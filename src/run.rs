@@ -1,5 +1,7 @@
 //! `berm run`: a container in a sandbox, without containerd.
 
+mod in_pod;
+
 use std::io::IsTerminal;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -22,6 +24,10 @@ use crate::terminal;
 ///
 /// The sandbox ends with berm, too, even if berm is killed.
 ///
+/// With --pod it is a container in a sandbox that runs, beside its own ones, with their network,
+/// IPC and host name but its own file system and processes: tools for an image that has none.
+/// containerd is not told of it; it is deleted at its end.
+///
 /// The root file system is a directory; its files show the ids that they have on disk, whatever
 /// the ids of the sandbox are on the host. SIGINT, SIGTERM, SIGHUP and SIGQUIT go on to the
 /// command; the second one kills it. Its exit code becomes berm's: 128 + signal if it was killed,
@@ -39,7 +45,12 @@ pub(crate) struct Args {
     /// behind it; all but none end with the sandbox
     #[arg(long, value_name = "MEDIUM")]
     rootfs_upper: Option<RootfsUpper>,
-    /// Name of the sandbox
+    /// Run it in this sandbox: its id, or the beginning; or a pod: NAME or NAMESPACE/NAME
+    #[arg(long, value_name = "ID", conflicts_with_all = [
+        "hostname", "user_log", "pass_fd", "exec_file", "console_socket", "rootfs_upper",
+    ])]
+    pod: Option<String>,
+    /// Name of the sandbox; with --pod, of the container
     #[arg(long, default_value_t = format!("run-{}", std::process::id()))]
     name: String,
     /// Give the command a terminal, connected to this one
@@ -83,6 +94,7 @@ const EXAMPLES: &str = "\
 Examples:
   berm run -t --rootfs /srv/alpine -- sh
   berm run --rootfs /srv/alpine --read-only --memory 64M --pids 20 -- ls -l /
+  berm run -t --pod shop/web --rootfs /srv/debug-tools -- tcpdump -ni eth0
   berm run --rootfs /srv/alpine --name build -v /srv/code:/code:ro -e LANG=C -- make -C /code
 
 A root file system, from any image:
@@ -131,11 +143,24 @@ fn bytes(text: &str) -> Result<i64, String> {
 }
 
 pub(crate) fn main(args: Args, config: Config) -> ExitCode {
-    let ended = crate::as_root(&config).and_then(|()| {
+    let own = || match &args.pod {
+        // Its sandbox has root already, if only one of its own.
+        Some(_) => Ok(()),
+        None => crate::as_root(&config),
+    };
+    let ended = own().and_then(|()| {
         berm_sandbox::set_cloexec_on_all_fds().map_err(crate::error::io("close_range(CLOEXEC)"))?;
         let donated = args.donate.take()?;
         let runtime = crate::runtime()?;
-        tokio::task::LocalSet::new().block_on(&runtime, run(&args, config, donated))
+        let ended = tokio::task::LocalSet::new().block_on(&runtime, async {
+            match &args.pod {
+                Some(pod) => in_pod::run(&args, &config, pod).await,
+                None => run(&args, config, donated).await,
+            }
+        });
+        // A wait that was given up may still be blocked.
+        runtime.shutdown_background();
+        ended
     });
     let code = match ended {
         Ok(code) => u8::try_from(code).unwrap_or(u8::MAX),

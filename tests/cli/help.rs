@@ -8,6 +8,8 @@ use crate::world::{output, text};
 const METHODS: &[(&str, &str, &str)] = &[
     ("New", "run", "--rootfs"),
     ("StartRoot", "run", "--rootfs"),
+    ("CreateSubcontainer", "run", "--pod"),
+    ("StartSubcontainer", "run", "--pod"),
     ("DestroyContainer", "delete", "--force"),
     ("Execute", "exec", "--tty"),
     ("Wait", "wait", "exit code"),
@@ -42,14 +44,6 @@ const WITHOUT: &[(&str, &str)] = &[
     (
         "containerManager.ContainerRuntimeState",
         "berm state asks berm.State, which knows more states",
-    ),
-    (
-        "containerManager.CreateSubcontainer",
-        "the containers of a pod are containerd's to make",
-    ),
-    (
-        "containerManager.StartSubcontainer",
-        "the containers of a pod are containerd's to make",
     ),
     (
         "containerManager.StartRoot",

@@ -351,3 +351,45 @@ fn delete_ends_a_sandbox_only_if_it_is_told_to_and_removes_what_a_dead_shim_left
     world.assert_gone();
     assert_eq!(output(&["delete", &world.name]).status.code(), Some(3));
 }
+
+#[test]
+fn a_container_of_ones_own_runs_beside_those_of_a_pod_and_leaves_nothing() {
+    let world = World::new();
+    let name = world.name.as_str();
+    let run = world.background("exec sleep 1000");
+    let root = world.dir.to_str().unwrap();
+    let beside = format!("{name}-beside");
+    let args = [
+        "run", "--pod", name, "--rootfs", root, "--name", &beside, "--",
+    ];
+    let script = "readlink /proc/self/ns/net; readlink /proc/self/ns/pid; exit 7";
+    let script = format!("cd /bin; ln -sf busybox readlink; {script}");
+    let out = output(&[&args[..], &["/bin/sh", "-c", &script]].concat());
+    assert_eq!(out.status.code(), Some(7), "{}", text(&out.stderr));
+    let pid = json(&["state", name, "--json"])["containers"][0]["pid"].to_string();
+    let ns = |kind: &str| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+    let told = text(&out.stdout);
+    let told: Vec<&str> = told.lines().collect();
+    assert_eq!(told[0], ns("net").to_str().unwrap(), "the pod's network");
+    assert_ne!(told[1], ns("pid").to_str().unwrap(), "processes of its own");
+
+    // It is seen like any other, and a signal to berm goes on to it.
+    let script = "trap 'exit 9' TERM; echo ready; while :; do sleep 1000 & wait; done";
+    let mut child = berm(&[&args[..], &["/bin/sh", "-c", script]].concat());
+    let mut child = child.stdout(Stdio::piped()).spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    until(&mut out, |line| line == "ready\n");
+    let of_it = json(&["ps", &beside, "--json"]);
+    assert_eq!(of_it[0]["pid"], 1, "{of_it}");
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(code(child), 9);
+    assert_eq!(output(&["ps", &beside]).status.code(), Some(3));
+    let containers = json(&["state", name, "--json"])["containers"].clone();
+    assert_eq!(containers.as_array().unwrap().len(), 1, "{containers}");
+    assert!(
+        !std::path::Path::new("/sys/fs/cgroup/pids/berm")
+            .join(&beside)
+            .exists()
+    );
+    assert_eq!(world.end(run), 137);
+}
