@@ -18,6 +18,7 @@ mod list;
 mod log_level;
 mod metric_server;
 mod metrics;
+mod mount;
 mod pause;
 mod port_forward;
 mod progress;
@@ -89,6 +90,7 @@ enum Command {
     Resume(pause::Resume),
     PortForward(port_forward::Args),
     Cgroup(cgroup::Args),
+    Mount(mount::Args),
     Debug(debug::Args),
     LogLevel(log_level::Args),
     Metrics(metrics::Args),
@@ -117,6 +119,7 @@ fn main() -> ExitCode {
         Command::Resume(args) => pause::resume(&args, &config),
         Command::PortForward(args) => port_forward::main(&args, &config),
         Command::Cgroup(args) => cgroup::main(&args, &config),
+        Command::Mount(args) => mount::main(&args, &config),
         Command::Debug(args) => debug::main(&args, &config),
         Command::LogLevel(args) => log_level::main(&args, &config),
         Command::Metrics(args) => metrics::main(&args, &config),

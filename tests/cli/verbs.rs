@@ -94,6 +94,44 @@ fn a_cgroup_file_is_read_and_written_by_its_name() {
 }
 
 #[test]
+fn a_directory_and_a_tmpfs_are_mounted_into_a_running_container() {
+    let world = World::new();
+    let name = world.name.as_str();
+    let run = world.background("exec sleep 1000");
+    let dir = world.dir.join("volume");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("file"), "there\n").unwrap();
+    // Relative to where the command is run.
+    let mut mount = berm(&["mount", name, ".", "/data", "-o", "ro,nosuid", "--json"]);
+    let told = mount.current_dir(&dir).output().unwrap();
+    assert!(told.status.success(), "{}", text(&told.stderr));
+    let told: Value = serde_json::from_slice(&told.stdout).unwrap();
+    assert_eq!(told["destination"], "/data");
+    let tmpfs = [
+        "mount",
+        name,
+        "tmpfs",
+        "/t",
+        "-t",
+        "tmpfs",
+        "-o",
+        "size=1m,mode=700",
+    ];
+    let tmpfs = output(&tmpfs);
+    assert!(tmpfs.status.success(), "{}", text(&tmpfs.stderr));
+    let script = "cat /data/file; echo x > /data/x || busybox stat -c %a /t";
+    let seen = output(&["exec", name, "--", "sh", "-c", script]);
+    assert_eq!(text(&seen.stdout), "there\n700\n", "{}", text(&seen.stderr));
+    let missing = output(&["mount", name, "/no/such", "/data"]);
+    assert_eq!(missing.status.code(), Some(3));
+    let said = text(&missing.stderr);
+    assert!(said.contains("/no/such"), "{said}");
+    let said = refusal(&["mount", name, "/tmp", "data"]);
+    assert!(said.contains("destination"), "{said}");
+    assert_eq!(world.end(run), 137);
+}
+
+#[test]
 fn debug_tells_states_stacks_and_what_proc_says() {
     let world = World::new();
     let name = world.name.as_str();

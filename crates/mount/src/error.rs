@@ -156,6 +156,8 @@ pub enum Error {
     MountOverlay { data: String, source: Errno },
     #[error("setns(empty mount namespace)")]
     EnterEmpty { source: io::Error },
+    #[error("setns(container, CLONE_NEWNS)")]
+    EnterContainer { source: io::Error },
     #[error("setns(own mount namespace)")]
     LeaveEmpty { source: io::Error },
     #[error("unshare(CLONE_NEWNS)")]

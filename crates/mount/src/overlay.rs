@@ -298,6 +298,11 @@ impl Home {
         })
     }
 
+    /// The mount namespace.
+    pub(crate) fn mntns(self) -> OwnedFd {
+        self.mntns
+    }
+
     /// Goes back.
     pub(crate) fn enter(self) -> Result<(), Error> {
         setns(self.mntns.as_fd(), flags::NEWNS).map_err(|source| Error::LeaveEmpty { source })?;

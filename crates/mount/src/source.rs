@@ -101,7 +101,11 @@ pub fn build(mount: &Mount, owner: Owner<'_>, scratch: Scratch<'_>) -> Result<Bu
     Ok(built)
 }
 
-fn source(mount: &Mount, owner: Owner<'_>, scratch: Scratch<'_>) -> Result<Built, Error> {
+pub(crate) fn source(
+    mount: &Mount,
+    owner: Owner<'_>,
+    scratch: Scratch<'_>,
+) -> Result<Built, Error> {
     let bits = attr_bits(mount.attr);
     let mut built = match &mount.source {
         Source::Bind {

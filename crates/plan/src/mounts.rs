@@ -41,7 +41,7 @@ const PROC_FILES: [&str; 11] = [
 
 /// A mount of the host's tree, seen from a container: what `linux.rootfsPropagation` is if the
 /// spec does not name it.
-const HOSTS: Propagate = Propagate {
+pub(crate) const HOSTS: Propagate = Propagate {
     kind: Propagation::Slave,
     recursive: true,
 };

@@ -63,6 +63,18 @@ impl Error {
     }
 }
 
+impl Error {
+    /// The same of a thing that stands alone: its fields do not begin with `prefix`.
+    pub(crate) fn outside_of(mut self, prefix: &str) -> Self {
+        if let Self::Invalid { field, .. } | Self::NotSupported { field, .. } = &mut self
+            && let Some(alone) = field.strip_prefix(prefix)
+        {
+            *field = alone.to_owned();
+        }
+        self
+    }
+}
+
 /// A field that is wrong in itself.
 pub(crate) fn invalid(
     field: impl Into<String>,

@@ -101,7 +101,7 @@ fn only_for_bind(index: usize, mount: &runtime::Mount, options: &Options) -> Res
 
 /// They belong to a file system as a whole, and the kernel would ignore them on one more mount
 /// of it.
-fn no_superblock_flags(index: usize, options: &Options) -> Result<(), Error> {
+pub(crate) fn no_superblock_flags(index: usize, options: &Options) -> Result<(), Error> {
     match options.superblock.first() {
         None => Ok(()),
         Some(flag) => Err(refuse(

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use berm_cgroup::{Cgroup, CgroupPath};
-use berm_plan::{ContainerFacts, ContainerPlan, PidNs};
+use berm_plan::{ContainerFacts, ContainerPlan, PidNs, Step};
 use berm_stage::Job;
 use berm_sys::sched::set_scheduler;
 use rustix::fs::{AtFlags, CWD, fstat, statat};
@@ -235,11 +235,16 @@ impl Sandbox {
         let identity = Identity::of(pid).ok_or(Error::Died { last: "Gate" })?;
         let steps = plan.steps.iter().map(|step| step.name().to_owned());
         let steps = steps.collect();
+        let label = plan.steps.iter().find_map(|step| match step {
+            Step::MountLabel(label) => Some(label.clone()),
+            _ => None,
+        });
         let inside = Inside {
             base: plan.exec,
             filter: OnceCell::new(),
             pidns: namespace::open(pid, "pid")?,
             devpts: outcome.devpts,
+            label,
             pidns_of: plan.pidns,
         };
         self.0

@@ -17,6 +17,7 @@
 //! | `containerManager.CreateSubcontainer` | `{"CID","Bundle"}` → `{}`; takes the id. `Bundle`, Berm's addition: where a relative `root.path` is |
 //! | `containerManager.StartSubcontainer` | `{"CID","Spec"}` and three files or none → `{}`, with `process.terminal` and the terminal's master |
 //! | `containerManager.DestroySubcontainer` | `"c1"` → `{}` once nothing is left; the root takes the sandbox with it |
+//! | `containerManager.Mount` | `{"ContainerID","FsType","Source","Destination","Options"}` → `{}`; `bind` of a path of the host, or `tmpfs`. `Options` is Berm's addition |
 //! | `containerManager.Pause`, `containerManager.Resume` | `null` → `{}`; the whole pod, counted |
 //! | `containerManager.PortForward` | `{"ContainerID","Port"}` and one unix stream → `{}` once connected |
 //! | `containerManager.ProcfsDump` | `null` → what `/proc` says of every process of the pod |
@@ -46,6 +47,7 @@ mod execute;
 mod later;
 mod logging;
 mod metrics;
+mod mount;
 mod port_forward;
 mod signal;
 mod subcontainer;
@@ -172,6 +174,7 @@ impl Control {
                     nothing(arg)?;
                     within(sandbox.control_pause(name == "Pause")).await?
                 }
+                "Mount" => within(sandbox.clone().control_mount(decode(arg)?)).await?,
                 "StartRoot" => within(sandbox.clone().control_start_root(decode(arg)?)).await?,
                 "CreateSubcontainer" => sandbox.control_create_subcontainer(decode(arg)?, &fds)?,
                 "StartSubcontainer" => {
@@ -249,7 +252,7 @@ fn nothing(arg: Value) -> Result<(), CallError> {
 
 /// The methods that take no files. Those that do check them by themselves; an unknown one is
 /// refused as such.
-const WITHOUT_FILES: [&str; 21] = [
+const WITHOUT_FILES: [&str; 22] = [
     "Cgroups.ReadControlFiles",
     "Cgroups.WriteControlFiles",
     "Logging.Change",
@@ -262,6 +265,7 @@ const WITHOUT_FILES: [&str; 21] = [
     "containerManager.ContainerRuntimeState",
     "containerManager.DestroySubcontainer",
     "containerManager.Event",
+    "containerManager.Mount",
     "containerManager.Pause",
     "containerManager.Processes",
     "containerManager.ProcfsDump",

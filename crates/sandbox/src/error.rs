@@ -66,6 +66,11 @@ pub enum Error {
     ContainerStarted { id: String },
     #[error("sandbox is not in started state, cannot start subcontainer {id:?}: state={state}")]
     RootNotStarted { id: String, state: &'static str },
+    #[error(
+        "source {path:?}: by hint {name:?} it stands for a tmpfs that the pod's containers share; \
+         give the mount to a container's spec"
+    )]
+    HintedSource { name: String, path: PathBuf },
     #[error("{field}: {reason}")]
     Subcontainer { field: &'static str, reason: String },
     #[error("exec {exec:?} of container {id:?} already exists")]
@@ -181,7 +186,7 @@ pub enum Error {
 fn stage_text(failure: &Failure) -> String {
     match failure.name.as_str() {
         "ResolveExec" | "Exec" | "Logger" | "StartScope" | "Update" | "UpperFile" | "Aside"
-        | "Connect" => failure.text.clone(),
+        | "Connect" | "MountInto" => failure.text.clone(),
         name => format!("step {} {name}: {}", failure.step, failure.text),
     }
 }
@@ -244,6 +249,7 @@ impl Error {
             Self::NoSubordinateIds { .. }
             | Self::NoCgroups { .. }
             | Self::HostNamespace { .. }
+            | Self::HintedSource { .. }
             | Self::NoTargets
             | Self::NotAttachable { .. } => Kind::NotSupported,
             Self::Record { .. } => Kind::Internal,

@@ -57,6 +57,7 @@ mod listener;
 mod live;
 mod logger;
 pub mod metrics;
+mod mount;
 mod mounts_file;
 mod namespace;
 mod oom;

@@ -202,6 +202,8 @@ pub(crate) struct Inside {
     pub(crate) filter: OnceCell<Option<Filter>>,
     pub(crate) pidns: OwnedFd,
     pub(crate) devpts: Option<OwnedFd>,
+    /// `linux.mountLabel`
+    pub(crate) label: Option<String>,
     pub(crate) pidns_of: PidNs,
 }
 

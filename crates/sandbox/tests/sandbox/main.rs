@@ -30,6 +30,7 @@ mod keys;
 mod life;
 mod logging;
 mod metrics;
+mod mount_into;
 mod mounts;
 mod namespaces;
 mod netdevices;
@@ -53,7 +54,7 @@ use std::process::ExitCode;
 use berm_testkit::cases::Case;
 
 /// What only a pod with a user namespace of its own can keep: left out where pods get none.
-const OF_USER_NAMESPACES: [&str; 21] = [
+const OF_USER_NAMESPACES: [&str; 22] = [
     "a_file_system_that_cannot_be_idmapped_is_no_root_of_a_pod_with_a_user_namespace",
     "what_root_writes_to_an_overlay_is_0_based_on_disk_and_ordinary_to_the_next_pod",
     "devices_that_no_rule_allows_are_denied",
@@ -63,6 +64,7 @@ const OF_USER_NAMESPACES: [&str; 21] = [
     "an_id_outside_the_map_is_refused",
     "a_pool_without_a_free_range_refuses_the_next_pod",
     "root_of_a_pod_clears_no_read_only_and_unmounts_nothing",
+    "flags_of_a_mount_into_a_running_container_hold_against_root_of_the_pod",
     "root_of_a_pod_makes_no_user_namespace",
     "root_of_a_pod_does_not_see_into_pid_1_or_a_gated_process",
     "the_record_says_that_a_host_pod_is_no_boundary_and_why",
@@ -109,6 +111,7 @@ fn main() -> ExitCode {
         control::CASES,
         wire::CASES,
         subcontainer::CASES,
+        mount_into::CASES,
         independent::CASES,
         bad_input::CASES,
         pause::CASES,
