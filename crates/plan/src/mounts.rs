@@ -130,7 +130,7 @@ impl Mounts {
     pub(crate) fn readonly_later(&mut self) -> Vec<PathBuf> {
         let mut later: Vec<PathBuf> = Vec::new();
         for mount in &mut self.tree {
-            let tmpfs = matches!(mount.source, Source::Tmpfs { .. });
+            let tmpfs = matches!(mount.source, Source::Tmpfs { .. } | Source::Hinted { .. });
             // What was at this path before is covered now.
             later.retain(|path| *path != mount.target);
             if tmpfs && std::mem::take(&mut mount.attr.ro) {

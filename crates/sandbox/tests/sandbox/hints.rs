@@ -23,6 +23,8 @@ pub(crate) const CASES: &[Case] = berm_testkit::cases![
     a_tmpfs_of_the_pod_outlives_its_containers_and_is_counted_in_the_pod,
     a_container_with_a_hint_is_locked_and_no_looser_than_it,
     a_hint_is_for_mounts_of_its_source_alone,
+    a_read_only_mount_of_the_pods_tmpfs_has_the_mounts_that_are_in_it,
+    hooks_find_the_pods_tmpfs_and_the_containers_layer_in_the_tree,
     a_tmpfs_of_the_pod_has_mode_and_owner_of_the_directory_that_it_stands_for,
     a_hint_without_a_source_is_for_kubelets_volume_of_its_name,
     the_record_has_the_hints_with_gvisors_keys,
@@ -356,5 +358,44 @@ fn a_container_that_its_hint_refuses_leaves_the_pods_tmpfs_as_it_was() {
         assert!(error.to_string().contains(want), "{error}");
         let container = with(&pod, "cat /cache/file", &cache, &["rw"]);
         assert_eq!(container.output().await, (0, "kept\n".into()));
+    });
+}
+
+fn a_read_only_mount_of_the_pods_tmpfs_has_the_mounts_that_are_in_it() {
+    world(async |w| {
+        let (cache, volume) = (w.dir("volume"), w.dir("volume"));
+        fs::write(volume.join("file"), "in it\n").unwrap();
+        let pod = w
+            .pod_with(|spec| hint(spec, "cache", "tmpfs", &cache, ""))
+            .await;
+        let script = "cat /cache/sub/file; touch /cache/sub/new && echo volume; touch /cache/new";
+        let container = with(&pod, script, &cache, &["ro"]);
+        let container = container.mount("/cache/sub", "bind", &volume, &["rbind"]);
+        let (_, text) = container.output().await;
+        assert!(text.starts_with("in it\nvolume\n"), "{text}");
+        assert!(text.contains("Read-only file system"), "{text}");
+        // For the others it is as writable as before.
+        let container = with(&pod, "ls /cache; touch /cache/new", &cache, &["rw"]);
+        assert_eq!(container.output().await, (0, "sub\n".into()));
+    });
+}
+
+fn hooks_find_the_pods_tmpfs_and_the_containers_layer_in_the_tree() {
+    let in_memory = |c: &mut Config| c.policy.rootfs_upper = "memory".parse().unwrap();
+    world_with(in_memory, async |w| {
+        let cache = w.dir("volume");
+        let pod = w
+            .pod_with(|spec| hint(spec, "cache", "tmpfs", &cache, ""))
+            .await;
+        let mut container = with(&pod, "cat /cache/by /tmp/by", &cache, &["rw"]);
+        let root = container.root.clone();
+        let program = w.dir.join("hook");
+        let at = root.display();
+        let script = format!("#!/bin/sh\necho tmpfs > {at}/cache/by\necho layer > {at}/tmp/by\n");
+        fs::write(&program, script).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        container.spec["hooks"]["createContainer"] = json!([{"path": program, "args": ["hook"]}]);
+        assert_eq!(container.output().await, (0, "tmpfs\nlayer\n".into()));
+        assert!(!root.join("tmp/by").exists() && !cache.join("by").exists());
     });
 }
