@@ -21,7 +21,8 @@ use crate::user_log::UserLog;
 /// | `ConsoleSocket`, `PassFiles`, `ExecFile` | [`Donated`], of a container and of an exec: a sandbox itself runs nothing |
 /// | `MountsFile` | [`ContainerArgs::mounts_file`], for the caller: there is no sentry that waits for it |
 /// | `MountHints` | annotations of the spec; the record tells them |
-/// | `IOFiles`, `DevIOFile` | none: no gofer serves files from outside. The stage child, which still has the host's credentials, opens what a mount names, makes `/dev`, and locks both |
+/// | `IOFiles` | [`ContainerArgs::io_files`]: what a mount shows, and no connection to a gofer, which nobody needs |
+/// | `DevIOFile` | none: the stage child makes `/dev` itself, as a tmpfs with the nodes of the spec |
 /// | `GoferMountConfs` | none: each mount is made in one way, which the plan says; `berm explain` and [`ContainerArgs::mounts_file`] tell it |
 /// | `GoferFilestoreFiles` | none: upper layers are directories of the snapshotter's, a tmpfs is the kernel's own; neither needs a file behind it |
 /// | `SinkFiles` | none: sinks come with a trace session, by the control socket |
@@ -85,6 +86,11 @@ pub struct ContainerArgs {
     pub stdio: Stdio,
     /// What else it is given.
     pub donated: Donated,
+    /// Sources of bind mounts in place of the paths that the spec names: the first is of the root
+    /// file system, the others are of `mounts`, in their order; `None`, or none at the end: by
+    /// path. Each is a directory or a file of the host, opened with O_PATH, or a detached mount
+    /// (open_tree(2), fsmount(2); from Linux 6.15 on). It gets the pod's ids and is locked as ever.
+    pub io_files: Vec<Option<OwnedFd>>,
     /// Gets the spec's mounts as one JSON array once the container is created, with the paths that
     /// they have: links of the image are followed in `destination`, those of the host in the
     /// `source` of a bind mount. One that another mount covers keeps the spec's path.
@@ -102,6 +108,7 @@ impl ContainerArgs {
             terminal: false,
             stdio: Stdio::default(),
             donated: Donated::default(),
+            io_files: Vec::new(),
             mounts_file: None,
         }
     }

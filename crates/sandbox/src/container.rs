@@ -17,6 +17,7 @@ use crate::console::ConsoleSocket;
 use crate::error::{Error, io};
 use crate::exits::undo_cgroup;
 use crate::hooks::{self, Gated};
+use crate::io_files;
 use crate::live::{Live, Sandbox};
 use crate::namespace;
 use crate::phases;
@@ -72,6 +73,7 @@ impl Sandbox {
             let what = "linux.namespaces \"pid\": a PID namespace that containers share";
             live.host.need_cgroups(what)?;
         }
+        io_files::put(&mut plan.steps, &args.io_files)?;
         let hooks = plan.hooks.take().map(|hooks| Rc::new(*hooks));
         task.hooks.borrow_mut().clone_from(&hooks);
         phases::done("plan");
@@ -144,6 +146,7 @@ impl Sandbox {
             container: None,
             devpts: None,
             stdio: args.stdio.borrow(),
+            sources: args.io_files.iter().flatten().map(AsFd::as_fd).collect(),
             pass: donated.pass_files(),
             exec_file: donated.exec_file(),
             tasks: tasks.iter().map(AsFd::as_fd).collect(),
@@ -189,7 +192,7 @@ impl Sandbox {
     ) -> Result<(), Error> {
         if let Some(file) = &args.mounts_file {
             let file = file.as_fd();
-            self.0.write_mounts(file, &args.spec, init.pid()?).await?;
+            self.0.write_mounts(file, args, init.pid()?).await?;
         }
         ConsoleSocket::take(console, outcome)
     }

@@ -119,6 +119,8 @@ pub enum Error {
          and user_log = true asks for a log there"
     )]
     LogDirectory { path: PathBuf },
+    #[error("io_files[{at}]: {reason}; leave the file out")]
+    IoFile { at: usize, reason: &'static str },
     #[error("pass_files {guest}: {reason}")]
     PassFile { guest: i32, reason: &'static str },
     #[error("signal {signal} is none that the kernel knows")]
@@ -239,6 +241,7 @@ impl Error {
             | Self::Subcontainer { .. }
             | Self::LongValue { .. }
             | Self::PassFile { .. }
+            | Self::IoFile { .. }
             | Self::LogDirectory { .. }
             | Self::BadSignal { .. }
             | Self::BadId { .. } => Kind::InvalidArgument,

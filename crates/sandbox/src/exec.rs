@@ -234,6 +234,7 @@ impl Live {
             container: Some(AsFd::as_fd(&*init)),
             devpts: inside.devpts.as_ref().map(AsFd::as_fd),
             stdio: stdio.borrow(),
+            sources: Vec::new(),
             pass: donated.pass_files(),
             exec_file: donated.exec_file(),
             tasks: tasks.iter().map(AsFd::as_fd).collect(),

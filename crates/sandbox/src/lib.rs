@@ -52,6 +52,7 @@ mod hooks;
 mod host;
 mod ids;
 mod inspect;
+mod io_files;
 mod kill;
 mod listener;
 mod live;

@@ -5,11 +5,11 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use berm_plan::Spec;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2, readlinkat};
 use rustix::io::Errno;
 use serde_json::Value;
 
+use crate::api::ContainerArgs;
 use crate::aside::Aside;
 use crate::error::Error;
 use crate::live::Live;
@@ -21,29 +21,38 @@ impl Live {
     pub(crate) async fn write_mounts(
         &self,
         to: BorrowedFd<'_>,
-        spec: &Spec,
+        args: &ContainerArgs,
         pid: i32,
     ) -> Result<(), Error> {
         let proc = self.host.proc.as_fd();
+        let mut keep = vec![proc, to];
+        keep.extend(args.io_files.iter().flatten().map(AsFd::as_fd));
         let act = || {
-            write(to, spec, proc, pid).map_err(|source| berm_stage::Error::Sys {
+            write(to, args, proc, pid).map_err(|source| berm_stage::Error::Sys {
                 call: "write(mounts_file)",
                 source,
             })
         };
         let writing = Aside::begin("MountsFile", self.host.config.stage_deadline, |report| {
-            berm_stage::spawn_aside("MountsFile", report, &[proc, to], act)
+            berm_stage::spawn_aside("MountsFile", report, &keep, act)
         })?;
         writing.end_well("MountsFile").await
     }
 }
 
-fn write(to: BorrowedFd<'_>, spec: &Spec, proc: BorrowedFd<'_>, pid: i32) -> io::Result<()> {
+fn write(
+    to: BorrowedFd<'_>,
+    args: &ContainerArgs,
+    proc: BorrowedFd<'_>,
+    pid: i32,
+) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = openat(proc, format!("{pid}/root"), flags, Mode::empty())?;
-    let mut mounts = spec.mounts()?;
+    let mut mounts = args.spec.mounts()?;
+    // The first file is the root's.
+    let mut files = args.io_files.iter().skip(1).map(Option::as_ref);
     for mount in &mut mounts {
-        resolve(mount, &root)?;
+        resolve(mount, files.next().flatten(), &root)?;
     }
     let json = serde_json::to_vec(&mounts)?;
     let mut rest = json.as_slice();
@@ -57,13 +66,15 @@ fn write(to: BorrowedFd<'_>, spec: &Spec, proc: BorrowedFd<'_>, pid: i32) -> io:
 }
 
 /// Puts the real paths into an entry of the spec.
-fn resolve(mount: &mut Value, root: &OwnedFd) -> io::Result<()> {
+fn resolve(mount: &mut Value, file: Option<&OwnedFd>, root: &OwnedFd) -> io::Result<()> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let destination = text(&mount["destination"]);
     if let Some(inside) = inside(root, &destination)? {
         mount["destination"] = inside.into();
     }
-    if text(&mount["type"]) == "bind" {
+    if let Some(file) = file {
+        mount["source"] = path_of(file)?.into();
+    } else if text(&mount["type"]) == "bind" {
         // What was there when it was mounted may have gone since: its name is left as it was.
         let source = std::fs::canonicalize(text(&mount["source"]));
         if let Some(source) = source.ok().as_deref().and_then(Path::to_str) {
@@ -85,7 +96,12 @@ fn inside(root: &OwnedFd, path: &str) -> io::Result<Option<String>> {
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
         at => at?,
     };
-    let link = readlinkat(CWD, format!("/proc/self/fd/{}", at.as_raw_fd()), Vec::new())?;
-    let text = link.into_string();
-    text.map(Some).map_err(io::Error::other)
+    path_of(&at).map(Some)
+}
+
+/// Where an open file is, in its own mount namespace.
+fn path_of(file: &OwnedFd) -> io::Result<String> {
+    let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let path = readlinkat(CWD, link, Vec::new())?;
+    path.into_string().map_err(io::Error::other)
 }

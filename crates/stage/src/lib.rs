@@ -111,6 +111,8 @@ pub struct Job<'a> {
     pub devpts: Option<BorrowedFd<'a>>,
     /// What becomes 0, 1, 2; `None`: the null device.
     pub stdio: [Option<BorrowedFd<'a>>; 3],
+    /// What steps open by `/proc/self/fd`.
+    pub sources: Vec<BorrowedFd<'a>>,
     /// What becomes these numbers, none of which is 0, 1 or 2; every descriptor here and `report`
     /// are above all of them.
     pub pass: Vec<(i32, BorrowedFd<'a>)>,
@@ -142,6 +144,7 @@ impl Job<'_> {
         );
         all.extend(self.stdio.into_iter().flatten());
         all.extend(&self.tasks);
+        all.extend(&self.sources);
         all.extend(self.of_workload());
         all
     }

@@ -17,6 +17,7 @@ use berm_sys::Kind;
 use berm_testkit::cases::Case;
 use rustix::fs::{CWD, Mode, OFlags, fcntl_getfl, openat};
 use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::pty::{OpenptFlags, openpt};
@@ -46,6 +47,9 @@ pub(crate) const CASES: &[Case] = berm_testkit::cases![
     a_console_socket_that_takes_no_connection_is_given_up_at_the_deadline,
     a_terminal_for_somebody_who_has_gone_is_refused,
     the_record_keeps_the_oom_score_that_pid_1_was_born_with,
+    a_root_and_mounts_that_are_donated_are_shown_whatever_the_spec_calls_them,
+    a_donated_mount_that_is_attached_nowhere_is_shown,
+    a_donated_file_of_no_bind_mount_is_refused,
     the_mounts_of_a_container_are_told_with_the_paths_that_they_have,
     a_mounts_file_that_takes_nothing_fails_the_container_and_leaves_nothing,
     why_something_cannot_run_is_told_to_the_user_in_a_line_each,
@@ -843,5 +847,82 @@ fn the_record_keeps_the_oom_score_that_pid_1_was_born_with() {
         let record = std::fs::read_to_string(path.join("sandbox.json")).unwrap();
         let record: serde_json::Value = serde_json::from_str(&record).unwrap();
         assert_eq!(record["originalOomScoreAdj"], 321);
+    });
+}
+
+fn by_path(path: &Path) -> OwnedFd {
+    openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap()
+}
+
+fn a_root_and_mounts_that_are_donated_are_shown_whatever_the_spec_calls_them() {
+    world(async |w| {
+        let pod = w.pod().await;
+        let (dir, file) = (w.dir("dir"), w.dir.join("file"));
+        std::fs::write(dir.join("word"), "of the directory\n").unwrap();
+        std::fs::write(&file, "of the file\n").unwrap();
+        let none = Path::new("/no/such/source");
+        let script = "test -e /kernel/mm || echo none; cat /dir/word /file; stat -c %u /dir/word; echo x > /dir/new; \
+            echo x 2>/dev/null > /file || ls /proc/$$/fd; true";
+        let (hears, says) = told();
+        let mut container = pod
+            .sh(script)
+            .mount("/dir", "bind", none, &["rbind"])
+            .source(false, by_path(&dir))
+            .mount("/file", "bind", none, &["bind", "ro"])
+            .source(false, by_path(&file))
+            // Of a file system that is put together mount by mount.
+            .mount("/kernel", "bind", none, &["rbind"])
+            .source(false, by_path(Path::new("/sys/kernel")))
+            .mounts_file(says);
+        let root = by_path(&container.root);
+        container = container.source(true, root).set("/root/path", json!(none));
+        let (status, text) = container.output().await;
+        let want = "of the directory\nof the file\n0\n0\n1\n2\n";
+        assert_eq!(
+            (status, text.as_str()),
+            (0, want),
+            "ids, and no file left open"
+        );
+        assert_eq!(std::fs::read_to_string(dir.join("new")).unwrap(), "x\n");
+        let told: serde_json::Value = serde_json::from_str(&all(hears)).unwrap();
+        let sources: Vec<_> = told.as_array().unwrap().iter().rev().skip(1).collect();
+        assert_eq!(sources[0]["source"], json!(file));
+        assert_eq!(sources[1]["source"], json!(dir));
+    });
+}
+
+fn a_donated_mount_that_is_attached_nowhere_is_shown() {
+    world(async |w| {
+        if !w.host.kernel().detached_layers {
+            return;
+        }
+        let pod = w.pod().await;
+        let dir = w.dir("dir");
+        std::fs::write(dir.join("word"), "of the mount\n").unwrap();
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let detached = open_tree(CWD, &dir, flags).unwrap();
+        let container = pod
+            .sh("cat /mnt/word; stat -c %u /mnt/word")
+            .mount("/mnt", "bind", Path::new("/no/such/source"), &["bind"])
+            .source(false, detached);
+        assert_eq!(container.output().await, (0, "of the mount\n0\n".into()));
+    });
+}
+
+fn a_donated_file_of_no_bind_mount_is_refused() {
+    world(async |w| {
+        let pod = w.pod().await;
+        let dir = w.dir("dir");
+        let tmpfs = pod.sh("true").mount("/t", "tmpfs", Path::new("tmpfs"), &[]);
+        let of_tmpfs = tmpfs.source(false, by_path(&dir));
+        let mut beyond = pod.sh("true");
+        let mounts = beyond.spec["mounts"].take();
+        beyond = beyond.set("/mounts", mounts).source(false, by_path(&dir));
+        beyond.spec["mounts"].as_array_mut().unwrap().pop();
+        for container in [of_tmpfs, beyond] {
+            let error = container.refused().await;
+            assert_eq!(error.kind(), Kind::InvalidArgument, "{error}");
+            assert!(error.to_string().starts_with("io_files["), "{error}");
+        }
     });
 }

@@ -42,6 +42,7 @@ pub(crate) struct Container<'p> {
     rootfs: Vec<RootfsMount>,
     terminal: bool,
     donated: Donated,
+    io_files: Vec<Option<OwnedFd>>,
     mounts_file: Option<OwnedFd>,
 }
 
@@ -92,6 +93,7 @@ impl<'p> Container<'p> {
             rootfs: Vec::new(),
             terminal: false,
             donated: Donated::default(),
+            io_files: Vec::new(),
             mounts_file: None,
         }
     }
@@ -144,6 +146,18 @@ impl<'p> Container<'p> {
         self
     }
 
+    /// A file for the root, or for the mount that was added last.
+    pub(crate) fn source(mut self, of_root: bool, file: OwnedFd) -> Self {
+        let at = match of_root {
+            true => 0,
+            false => self.spec["mounts"].as_array().unwrap().len(),
+        };
+        self.io_files
+            .resize_with(self.io_files.len().max(at + 1), || None);
+        self.io_files[at] = Some(file);
+        self
+    }
+
     /// Where its mounts are told.
     pub(crate) fn mounts_file(mut self, file: impl Into<OwnedFd>) -> Self {
         self.mounts_file = Some(file.into());
@@ -169,6 +183,7 @@ impl<'p> Container<'p> {
             terminal: self.terminal,
             stdio,
             donated: self.donated,
+            io_files: self.io_files,
             mounts_file: self.mounts_file,
         };
         let created = timeout(SOON, self.pod.sandbox.create_container(args))
