@@ -291,6 +291,26 @@ fn a_read_only_volume_of_an_ordinary_user_cannot_be_written() {
 }
 
 #[test]
+fn an_ordinary_user_mounts_a_directory_and_a_tmpfs_into_a_running_sandbox() {
+    let user = User::new();
+    let run = user.background("mine");
+    let volume = user.home.join("volume");
+    let words = format!("mount mine {} /data -o ro,nosuid", volume.display());
+    let mounted = user.berm(&words);
+    assert!(mounted.status.success(), "{}", text(&mounted.stderr));
+    let mounted = user.berm("mount mine tmpfs /t -t tmpfs -o mode=700");
+    assert!(mounted.status.success(), "{}", text(&mounted.stderr));
+    let script = "cat /data/file; echo no > /data/file || echo refused; busybox stat -c %a:%u /t";
+    let seen = user.berm(&format!("exec mine -- sh -c '{script}'"));
+    let inside = fs::read_to_string(volume.join("file")).unwrap();
+    let said = format!("{inside}refused\n700:0\n");
+    assert_eq!(text(&seen.stdout), said, "{}", text(&seen.stderr));
+    assert!(user.berm("kill mine KILL --all").status.success());
+    assert_eq!(code(run), Some(137));
+    user.assert_gone();
+}
+
+#[test]
 fn what_needs_root_is_refused_by_its_name() {
     let user = User::new();
     let limits = [

@@ -45,6 +45,10 @@ fn methods(id: &str) -> Vec<(&'static str, Value)> {
         ),
         ("ExecuteAsync", exec_args(id, "true")),
         ("PortForward", json!({"ContainerID": id, "Port": 80})),
+        (
+            "Mount",
+            json!({"ContainerID": id, "Destination": "/t", "FsType": "tmpfs"}),
+        ),
     ]
 }
 
@@ -88,6 +92,12 @@ fn an_unknown_container_is_not_found_by_its_name_in_every_call_of_the_library() 
             ("resume", s.resume("nobody").await),
             ("processes", s.processes("nobody").await.map(drop)),
             ("signal_process", s.signal_process("nobody", 1, 9, false)),
+            ("destroy_container", s.destroy_container("nobody").await),
+            (
+                "mount",
+                s.mount("nobody", "tmpfs", "".as_ref(), "/t".as_ref(), &[])
+                    .await,
+            ),
             (
                 "add_exec",
                 s.add_exec("nobody", "e", exec.as_bytes(), false),

@@ -34,6 +34,7 @@ pub(crate) const CASES: &[Case] = berm_testkit::cases![
     a_client_written_from_gvisors_wire_alone_runs_signals_and_waits,
     a_client_written_from_gvisors_wire_alone_reads_and_writes_files_and_settings,
     a_client_written_from_gvisors_wire_alone_meets_its_error_texts,
+    a_client_written_from_gvisors_wire_alone_makes_and_destroys_a_container,
 ];
 
 /// The other hand.
@@ -41,6 +42,8 @@ struct Stranger {
     socket: PathBuf,
     sandbox: String,
     container: String,
+    /// Of a container that it may make.
+    spec: Value,
 }
 
 impl Stranger {
@@ -132,6 +135,7 @@ fn stranger(talk: fn(&Stranger)) {
                 socket: pod.sandbox.record().control_socket_path.clone(),
                 sandbox: pod.id().to_owned(),
                 container: c.id.clone(),
+                spec: pod.sh("read line; echo got $line; exit 6").spec,
             };
             let (talking, ended) = pipe();
             let Fork::Parent(pid) = fork().unwrap() else {
@@ -345,5 +349,41 @@ fn a_client_written_from_gvisors_wire_alone_meets_its_error_texts() {
             let err = reply["err"].as_str().unwrap();
             assert!(err.contains(text), "{method}: {err:?} without {text:?}");
         }
+    });
+}
+
+fn a_client_written_from_gvisors_wire_alone_makes_and_destroys_a_container() {
+    stranger(|s| {
+        let root = format!("{:?}", s.sandbox);
+        let again = format!(r#"{{"method":"containerManager.StartRoot","arg":{root}}}"#);
+        assert_eq!(s.reply(&again, &[]).0["success"], false, "it is started");
+        assert_eq!(
+            s.ok("containerManager.CreateSubcontainer", r#"{"CID":"s1"}"#),
+            json!({})
+        );
+        assert_eq!(s.ok("containerManager.ContainerRuntimeState", r#""s1""#), 1);
+        let start = format!(
+            r#"{{"Spec":{},"Conf":{{}},"CID":"s1","NumGoferFilestoreFDs":0,"IsDevIoFilePresent":false,"GoferMountConfs":[],"IsRootfsUpperTarFilePresent":false}}"#,
+            s.spec
+        );
+        let (stdin, to) = pipe();
+        let (mut out, stdout) = pipe();
+        let fds = [stdin.as_fd(), stdout.as_fd(), stdout.as_fd()];
+        let (started, files) = s.ok_with("containerManager.StartSubcontainer", &start, &fds);
+        assert_eq!((started, files.len()), (json!({}), 0));
+        drop((stdin, stdout));
+        assert_eq!(s.ok("containerManager.ContainerRuntimeState", r#""s1""#), 2);
+        { to }.write_all(b"it\n").unwrap();
+        assert_eq!(s.ok("containerManager.Wait", r#""s1""#), 6 << 8);
+        let mut told = String::new();
+        out.read_to_string(&mut told).unwrap();
+        assert_eq!(told, "got it\n");
+        assert_eq!(s.ok("containerManager.ContainerRuntimeState", r#""s1""#), 3);
+        assert_eq!(
+            s.ok("containerManager.DestroySubcontainer", r#""s1""#),
+            json!({})
+        );
+        let gone = r#"{"method":"containerManager.Event","arg":"s1"}"#;
+        assert_eq!(s.reply(gone, &[]).0["err"], "container \"s1\" not found");
     });
 }

@@ -259,6 +259,16 @@ fn objects(id: &str) -> Vec<(&'static str, Value)> {
             "containerManager.PortForward",
             json!({"ContainerID": id, "Port": 7000}),
         ),
+        ("containerManager.CreateSubcontainer", json!({"CID": "new"})),
+        (
+            "containerManager.StartSubcontainer",
+            json!({"CID": id, "Spec": {}}),
+        ),
+        (
+            "containerManager.Mount",
+            json!({"ContainerID": id, "Destination": "/t", "FsType": "tmpfs"}),
+        ),
+        ("berm.Events", json!({})),
         ("Proc.Ps", json!({"JSON": true})),
         ("Cgroups.ReadControlFiles", json!({"args": []})),
         ("Cgroups.WriteControlFiles", json!({"args": []})),
@@ -327,7 +337,15 @@ fn a_value_of_the_wrong_type_is_refused_in_every_method() {
                 assert_eq!(reply["kind"], "InvalidArgument", "{method} {arg}: {reply}");
             }
         }
-        for method in ["Processes", "ContainerRuntimeState", "Event", "Wait"] {
+        let of_an_id = [
+            "Processes",
+            "ContainerRuntimeState",
+            "Event",
+            "Wait",
+            "StartRoot",
+            "DestroySubcontainer",
+        ];
+        for method in of_an_id {
             for arg in [json!({"CID": c.id}), json!(7), json!([c.id]), Value::Null] {
                 let (kind, text) = client.refused(method, arg).await;
                 assert_eq!(kind, "InvalidArgument", "{method}: {text}");
