@@ -139,7 +139,10 @@ struct Server {
 
 impl Server {
     fn start(state: &State, args: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_berm"));
+        Self::by(Command::new(env!("CARGO_BIN_EXE_berm")), state, args)
+    }
+
+    fn by(mut command: Command, state: &State, args: &[&str]) -> Self {
         command.args([
             "metric-server",
             "--config",
@@ -281,6 +284,24 @@ fn a_connection_is_kept_between_scrapes_and_made_anew_when_it_was_closed() {
     close.store(true, Ordering::SeqCst);
     assert!(server.metrics().contains("berm_tasks{"), "asked again");
     assert_eq!(connections.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn more_connections_are_kept_than_the_soft_limit_of_open_files_allows() {
+    let state = State::new("files");
+    for number in 0..100 {
+        let told = snapshot(&[row("berm_tasks", 1, "c1", 7)]);
+        state.serve(&format!("s{number}"), move || told.clone());
+    }
+    let server = format!("ulimit -Sn 64 && exec {}", env!("CARGO_BIN_EXE_berm"));
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", &format!("{server} \"$@\""), "sh"]);
+    let server = Server::by(command, &state, &["--listen", "127.0.0.1:0"]);
+    for _ in 0..2 {
+        let page = server.metrics();
+        let told = page.lines().filter(|line| line.starts_with("berm_tasks{"));
+        assert_eq!(told.count(), 100, "{page}");
+    }
 }
 
 #[test]

@@ -22,7 +22,7 @@
 //! | `containerManager.PortForward` | `{"ContainerID","Port"}` and one unix stream → `{}` once connected |
 //! | `containerManager.ProcfsDump` | `null` → what `/proc` says of every process of the pod |
 //! | `Proc.Ps` | `{}` → the table as text; `{"JSON":true}` → as `Processes` |
-//! | `debug.Stacks` | `null` → text: state, system call and kernel stack of every thread of the pod |
+//! | `debug.Stacks` | `null` → text: the calls and stage children that this process is busy with; state, system call and kernel stack of every thread of the pod and of those children |
 //! | `Cgroups.ReadControlFiles` | `{"args":[{"file":{"controller":"memory","path":"/c1","name":"memory.stat"}}]}` → `{"results":[{"value","is_error"}]}`; path `/` is the sandbox |
 //! | `Cgroups.WriteControlFiles` | the same with `value` beside `file` |
 //! | `Logging.Change` | `{"SetLevel","Level"}`, and `{"SetTargets","Targets":{"berm_sandbox":"debug"}}` → 0; of the shim |

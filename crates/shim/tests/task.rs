@@ -592,6 +592,39 @@ async fn containers_of_the_control_socket_are_none_of_containerds_and_end_with_i
 }
 
 #[tokio::test]
+async fn stacks_of_a_pod_tell_which_calls_of_containerds_are_open() {
+    let node = node().await;
+    let images = Images::of(&node);
+    let pod = pod(&node, &images, &berm()).await;
+    let container = started(&pod, &images, &SLEEP).await;
+    let id = container.id().to_owned();
+    let socket = format!("/run/berm/{}/{}/control.sock", node.namespace(), pod.id());
+    let stacks = || {
+        let mut client = berm_sandbox::urpc::Client::connect(Path::new(&socket)).unwrap();
+        let told: (String, _) = client.call("debug.Stacks", &(), &[]).unwrap();
+        told.0
+    };
+    let task = container.task().unwrap().clone();
+    let waiting = tokio::spawn({
+        let id = id.clone();
+        async move { task.wait(&id, "").await }
+    });
+    let open = format!(" s Task.Wait {id}\n");
+    // Asked until the call has come: nothing tells when it does.
+    let seen = async {
+        while !stacks().contains(&open) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, seen).await.unwrap();
+    let task = container.task().unwrap();
+    task.kill(&id, "", SIGKILL, false).await.unwrap();
+    assert_eq!(waiting.await.unwrap().unwrap().status, 137);
+    assert!(!stacks().contains(&open));
+    pod.stop(vec![container]).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_shutdown_while_containers_are_left_is_remembered() {
     let node = node().await;
     let images = Images::of(&node);

@@ -298,3 +298,10 @@ fn the_shim_ends_when_shutdown_was_asked_for_and_nothing_is_left() {
         assert!(ended.get());
     });
 }
+
+#[test]
+fn an_open_call_is_named_with_its_container_and_exec() {
+    let about = |exec| About::new("Start", Sort::Change, "c1", exec).described();
+    assert_eq!(about("e1"), "Task.Start c1 e1");
+    assert_eq!(about(""), "Task.Start c1");
+}
