@@ -68,7 +68,7 @@ fn every_item_of_gvisors_package_has_a_row() {
     const ITEMS: &str = "ConfigureCmdForRootless SetCloExeOnAllFDs SetUserMappings New StartRoot \
         CreateSubcontainer StartSubcontainer DestroyContainer Execute Wait WaitPID \
         SignalContainer SignalProcess Pause Resume Processes Event ContainerRuntimeState Usage \
-        UsageFD Checkpoint Restore PortForward CgroupsReadControlFile \
+        UsageFD Checkpoint Restore Mount PortForward CgroupsReadControlFile \
         CgroupsWriteControlFile NewCGroup Getpid IsRunning IsRootContainer GetRegisteredMetrics \
         ExportMetrics CreateTraceSession DeleteTraceSession ListTraceSessions ProcfsDump Stacks \
         CPUProfile HeapProfile BlockProfile MutexProfile Trace ChangeLogging Args.ConsoleSocket \
