@@ -24,7 +24,7 @@ use crate::user_log::UserLog;
 /// | `IOFiles` | [`ContainerArgs::io_files`]: what a mount shows, and no connection to a gofer, which nobody needs |
 /// | `DevIOFile` | none: the stage child makes `/dev` itself, as a tmpfs with the nodes of the spec |
 /// | `GoferMountConfs` | none: each mount is made in one way, which the plan says; `berm explain` and [`ContainerArgs::mounts_file`] tell it |
-/// | `GoferFilestoreFiles` | none: upper layers are directories of the snapshotter's, a tmpfs is the kernel's own; neither needs a file behind it |
+/// | `GoferFilestoreFiles` | [`Args::rootfs_upper`] says where they are; the upper layer is a directory or a tmpfs there, and needs no file behind it |
 /// | `SinkFiles` | none: sinks come with a trace session, by the control socket |
 #[derive(Debug)]
 pub struct Args {
