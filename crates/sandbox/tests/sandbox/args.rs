@@ -405,7 +405,10 @@ fn what_cannot_be_executed_is_refused_as_a_donated_program() {
         let text = make("text", 0o755);
         std::fs::write(&text, "no program").unwrap();
         let busy = make("busy", 0o755);
-        let nothing = process(&["/bin/true"]);
+        let mut nothing = process(&["/bin/true"]);
+        nothing["user"] = json!({"uid": 1000, "gid": 1000});
+        // CAP_DAC_OVERRIDE would execute what is somebody else's.
+        nothing["capabilities"] = json!({});
         let _writer = File::options().append(true).open(&busy).unwrap();
         for (file, want, kind) in [
             (w.dir.clone(), "is no regular file", Kind::InvalidArgument),
@@ -418,7 +421,8 @@ fn what_cannot_be_executed_is_refused_as_a_donated_program() {
                 Kind::InvalidArgument,
             ),
         ] {
-            let of_container = pod.sh("true").donate(|d| *d = run_by(&file));
+            let of_container = pod.sh("true").set("/process", nothing.clone());
+            let of_container = of_container.donate(|d| *d = run_by(&file));
             let of_exec = c.exec_with(&nothing, run_by(&file));
             for error in [of_container.refused().await, of_exec.await.unwrap_err()] {
                 let said = error.chain();
@@ -648,7 +652,7 @@ fn why_something_cannot_run_is_told_to_the_user_in_a_line_each() {
         let pod = pod.await.unwrap();
         pod.sandbox.start("pod1").await.unwrap();
         let c = pod.container(&["/bin/sleep", "1000"]).run().await;
-        let refused = pod.sh("true").user(70_000);
+        let refused = pod.sh("true").set("/hostname", json!("another"));
         let text = pod.container(&["/text"]);
         std::fs::write(text.root.join("text"), "no program").unwrap();
         let mode = Permissions::from_mode(0o755);
@@ -673,7 +677,7 @@ fn why_something_cannot_run_is_told_to_the_user_in_a_line_each() {
         assert_eq!(told_user(&path), want);
         // A refusal of an exec is told although nobody waits for it.
         let mut p = process(&["/bin/true"]);
-        p["user"] = json!({"uid": 70_000, "gid": 0});
+        p["oomScoreAdj"] = json!(5000);
         let refused = c.exec_of(&p).await.unwrap_err().chain();
         want.push(format!("exec in container {:?} failed: {refused}", c.id));
         let until = Instant::now() + SOON;
