@@ -3,40 +3,54 @@
 //! The kernel locks what is copied into a mount namespace that another user namespace owns
 //! (`lock_mnt_tree` in fs/namespace.c), and nothing else: a mount that is only moved there could be
 //! made writable by root of the pod. So it is staged in a namespace of the host's, that is copied
-//! by a process of the pod's, and a clone of the copy, whose flags are locked, is moved.
+//! by a process of the pod's, and a clone of the copy is moved. The flags of all its mounts are
+//! locked then, and each but the topmost is locked to its place: a directory is staged as two
+//! mounts, one over the other, of which the one that is seen cannot be unmounted. What lies under a
+//! file cannot be named (only a directory can be the working directory), so a file is one mount.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use berm_plan::{Mount, Source};
 use berm_sys::process::{flags, setns, unshare};
-use rustix::fs::fstat;
-use rustix::mount::{MoveMountFlags, move_mount};
+use rustix::fs::{CWD, fstat};
+use rustix::process::fchdir;
 
 use crate::bind::clone_tree;
+use crate::hide::{attach_over, clone_of};
 use crate::overlay::Home;
 use crate::source::{Built, source, tmpfs};
 use crate::target::{Shape, open_or_make, resolve};
-use crate::tree::{SCRATCH_DIR, attach, attach_scratch, own_root};
+use crate::tree::{attach, attach_scratch, own_root};
 use crate::{Error, Owner, Scratch};
 
 /// Where it is staged, on a tmpfs of its own.
 const STAGED: &str = "staged";
 
+/// A mount that waits in a namespace of its own.
+#[derive(Debug)]
+pub struct Staged {
+    /// The container's mount namespace.
+    container: OwnedFd,
+    /// It is the working directory; else a file in it.
+    is_dir: bool,
+}
+
 /// Builds the mount and attaches it in a copy of the empty mount namespace, which the caller is
-/// in from then on; gives back the file of the container's. The caller comes from the host's.
+/// in from then on. The caller comes from the host's.
 ///
 /// `container` is a pidfd of the container's first process. A tmpfs without a mode gets that of the
-/// directory which it will cover.
+/// directory which it will cover. `lock`: see [`Staged::unstage`].
 /// # Errors
 /// As [`crate::build`], without the place in a spec.
 pub fn stage_mount(
     mount: &Mount,
     container: BorrowedFd<'_>,
+    lock: bool,
     owner: Owner<'_>,
     scratch: Scratch<'_>,
-) -> Result<OwnedFd, Error> {
-    let (mntns, mode) = look_inside(container, &mount.target, scratch)?;
+) -> Result<Staged, Error> {
+    let (container, mode) = look_inside(container, &mount.target, scratch)?;
     let mut mount = mount.clone();
     if let Source::Tmpfs {
         options,
@@ -54,24 +68,55 @@ pub fn stage_mount(
         label: None,
         ..owner
     };
-    attach_scratch(&tmpfs(&[], 0, host)?)?;
-    attach_staged(&built)?;
-    Ok(mntns)
+    let place = tmpfs(&[], 0, host)?;
+    attach_scratch(&place)?;
+    let is_dir = attach_staged(built, &place, lock)?;
+    Ok(Staged { container, is_dir })
 }
 
-fn attach_staged(built: &Built) -> Result<(), Error> {
-    let root = own_root()?;
-    let staged = Path::new(SCRATCH_DIR).join(STAGED);
-    let at = open_or_make(root.as_fd(), &staged, Shape::of(&built.root, &staged)?)?;
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    move_mount(&built.root, "", &at, "", flags).map_err(|source| Error::MoveMount {
-        path: staged,
+/// Attaches it, and makes it, or where it is, the working directory; true if it is a directory.
+fn attach_staged(built: Built, place: &OwnedFd, lock: bool) -> Result<bool, Error> {
+    let name = Path::new(STAGED);
+    let shape = Shape::of(&built.root, name)?;
+    let at = open_or_make(place.as_fd(), name, shape)?;
+    attach_over(&built.root, at.as_fd(), name)?;
+    let is_dir = shape == Shape::Dir;
+    fchdir(if is_dir { &built.root } else { place }).map_err(|source| Error::Resolve {
+        path: name.into(),
         source,
     })?;
-    for (name, below) in &built.below {
-        attach(built.root.as_fd(), name, below)?;
+    let mut seen = built.root;
+    if is_dir && lock {
+        let over = clone_of(seen.as_fd(), name)?;
+        attach_over(&over, seen.as_fd(), name)?;
+        seen = over;
     }
-    Ok(())
+    for (name, below) in &built.below {
+        attach(seen.as_fd(), name, below)?;
+    }
+    Ok(is_dir)
+}
+
+impl Staged {
+    /// Moves a clone of it to `target` of the container, below whose root the path is walked; what
+    /// is missing of it is made. The caller is in the container's mount namespace then.
+    ///
+    /// `lock`: the caller has entered the pod's user namespace, and the mount shall be locked.
+    /// # Errors
+    /// [`Error::Resolve`] for a target behind a magic link; [`Error::Shape`]; the errno of the
+    /// mount calls.
+    pub fn unstage(&self, target: &Path, lock: bool) -> Result<(), Error> {
+        if lock {
+            unshare(flags::NEWNS).map_err(|source| Error::Unshare { source })?;
+        }
+        let name = Path::new(STAGED);
+        let mount = match self.is_dir {
+            true => clone_of(CWD, name)?,
+            false => clone_tree(name, true)?,
+        };
+        enter(self.container.as_fd())?;
+        attach(own_root()?.as_fd(), target, &mount)
+    }
 }
 
 /// The container's mount namespace, and the permission bits of what is at `path` of it.
@@ -93,23 +138,6 @@ fn look_inside(
         source,
     })?;
     Ok((inside?.mntns(), stat.map(|stat| stat.st_mode & 0o7777)))
-}
-
-/// Moves a clone of what is staged to `target` in the mount namespace `container`, below whose root
-/// the path is walked; what is missing of it is made. The caller is in that namespace then.
-///
-/// `lock`: the caller has entered the pod's user namespace, and the flags of the mount, and what is
-/// mounted below it, shall be locked.
-/// # Errors
-/// [`Error::Resolve`] for a target behind a magic link; [`Error::Shape`]; the errno of the mount
-/// calls.
-pub fn unstage_mount(target: &Path, container: BorrowedFd<'_>, lock: bool) -> Result<(), Error> {
-    if lock {
-        unshare(flags::NEWNS).map_err(|source| Error::Unshare { source })?;
-    }
-    let mount = clone_tree(&Path::new(SCRATCH_DIR).join(STAGED), true)?;
-    enter(container)?;
-    attach(own_root()?.as_fd(), target, &mount)
 }
 
 /// The root of the namespace is the caller's root then.

@@ -28,7 +28,7 @@ mod userns;
 pub use error::Error;
 pub use hide::{Null, mask, readonly, readonly_mounts};
 pub use hinted::pod_tmpfs;
-pub use into::{stage_mount, unstage_mount};
+pub use into::{Staged, stage_mount};
 pub use node::{HostNode, devices, host_nodes, links};
 pub use overlay::Scratch;
 pub use rootfs::rootfs;

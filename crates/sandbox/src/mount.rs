@@ -18,11 +18,10 @@ impl Sandbox {
     /// pod; links on the way are followed as in the container, never out of it. It is gone with
     /// the container, and no record tells of it.
     ///
-    /// In a pod with a user namespace the flags that `options` set (`ro`, `nosuid`, `nodev`,
-    /// `noexec`, access times) are locked, as those of the spec's mounts are: root of the pod cannot
-    /// clear them. It may unmount the mount itself, if it has `CAP_SYS_ADMIN`, and finds what was
-    /// there before; of the spec's mounts it can unmount none. gVisor's `Mount`, which knows
-    /// `erofs` alone.
+    /// In a pod with a user namespace it is locked as the spec's mounts are: root of the pod can
+    /// neither clear the flags that `options` set (`ro`, `nosuid`, `nodev`, `noexec`, access times)
+    /// nor unmount it. A file it can unmount, if it has `CAP_SYS_ADMIN`, and finds what was there
+    /// before. gVisor's `Mount`, which knows `erofs` alone.
     /// # Errors
     /// `NotFound` for an unknown id and for a source that is not there; `FailedPrecondition` unless
     /// the container runs; the plan's refusal of a type, a path or an option; `NotSupported` for a

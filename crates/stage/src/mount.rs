@@ -1,6 +1,6 @@
 //! A mount for a container that runs already.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use berm_mount::Scratch;
 use berm_plan::Mount;
@@ -60,12 +60,12 @@ impl MountJob<'_> {
             empty: self.empty,
             hinted: None,
         };
-        let inside = berm_mount::stage_mount(self.mount, self.container, owner, scratch)?;
-        let userns = self.pod.userns.is_some();
-        if userns {
-            join::join_pod(self.pod.init, userns)?;
+        // Without a user namespace of the pod's nothing is locked.
+        let lock = self.pod.userns.is_some();
+        let staged = berm_mount::stage_mount(self.mount, self.container, lock, owner, scratch)?;
+        if lock {
+            join::join_pod(self.pod.init, lock)?;
         }
-        let target = &self.mount.target;
-        Ok(berm_mount::unstage_mount(target, inside.as_fd(), userns)?)
+        Ok(staged.unstage(&self.mount.target, lock)?)
     }
 }
