@@ -72,7 +72,8 @@ fn every_item_of_gvisors_package_has_a_row() {
         CgroupsWriteControlFile NewCGroup Getpid IsRunning IsRootContainer GetRegisteredMetrics \
         ExportMetrics CreateTraceSession DeleteTraceSession ListTraceSessions ProcfsDump Stacks \
         CPUProfile HeapProfile BlockProfile MutexProfile Trace ChangeLogging Args.ConsoleSocket \
-        Args.UserLog Args.MountsFile Args.MountHints Args.Attached Args.PassFiles Args.ExecFile";
+        Args.UserLog Args.MountsFile Args.MountHints Args.Attached Args.PassFiles Args.ExecFile \
+        Args.IOFiles Args.GoferFilestoreFiles";
     let rows = rows();
     let named: Vec<&str> = rows.iter().flat_map(|row| words(&row[0])).collect();
     for item in ITEMS.split_whitespace() {
