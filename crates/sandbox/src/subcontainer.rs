@@ -227,11 +227,13 @@ impl Live {
         self.free(task).await?;
         self.run_poststop(task).await;
         task.process.happen(Happening::Delete)?;
-        if task.process.pid() != 0 {
-            self.tell(Event::Deleted {
-                id: task.id.clone(),
-                exit: exit_of(&task.process),
-            });
+        let (id, exit) = (task.id.clone(), exit_of(&task.process));
+        if task.process.pid() == 0 {
+            // Nothing has happened to it that counts, but who listens to it waits for its end.
+            let exec = None;
+            self.tell_listeners(&Event::Exited { id, exec, exit });
+        } else {
+            self.tell(Event::Deleted { id, exit });
         }
         self.drop_task(task);
         Ok(())

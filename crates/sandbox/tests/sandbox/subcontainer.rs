@@ -8,6 +8,8 @@ use berm_sandbox::{ContainerArgs, Spec, Status};
 use berm_sys::Kind;
 use berm_testkit::cases::Case;
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe::Receiver;
 use tokio::time::{Instant, timeout};
 
 use crate::control::{Client, exec_args, pipe};
@@ -553,6 +555,10 @@ fn a_destroy_of_a_taken_id_frees_it_and_tells_who_waits() {
         let waiter = Client::to(&pod).await;
         let wait = json!({"method": "containerManager.Wait", "arg": "taken"}).to_string();
         waiter.send(wait.as_bytes(), &[]).await;
+        let (heard, says) = pipe();
+        pod.sandbox
+            .stream_events(Some("taken"), says.into())
+            .unwrap();
         // What is only an id takes no calls that need a process.
         let client = Client::to(&pod).await;
         let (kind, text) = client
@@ -562,6 +568,16 @@ fn a_destroy_of_a_taken_id_frees_it_and_tells_who_waits() {
         destroy(&pod, "taken").await.unwrap();
         assert_eq!(waiter.replies(1).await.0[0]["result"], 255 << 8);
         assert_gone(w, &pod, "taken").await;
+        // A listener's pipe is closed after the last event.
+        let mut heard = Receiver::from_owned_fd(heard.into()).unwrap();
+        let mut text = String::new();
+        let end = timeout(SOON, heard.read_to_string(&mut text)).await;
+        end.expect("an end").unwrap();
+        let told: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            (&told["type"], &told["exitStatus"]),
+            (&json!("exited"), &json!(255))
+        );
     });
 }
 
