@@ -336,6 +336,24 @@ fn what_needs_root_is_refused_by_its_name() {
 }
 
 #[test]
+fn what_is_about_a_users_own_sandbox_works_without_root() {
+    let user = User::new();
+    let run = user.background("own");
+    for words in ["list", "state own", "ps own", "explain own", "debug own"] {
+        let out = user.berm(words);
+        let (said, told) = (text(&out.stdout), text(&out.stderr));
+        assert!(
+            out.status.success() && said.contains("own"),
+            "{words}: {said}{told}"
+        );
+    }
+    let deleted = user.berm("delete --force own");
+    assert!(deleted.status.success(), "{}", text(&deleted.stderr));
+    assert_eq!(code(run), Some(137));
+    user.assert_gone();
+}
+
+#[test]
 fn what_an_ordinary_user_can_and_cannot_do_is_told_by_berm_check() {
     let user = User::new();
     let found = user.json("check --json");
