@@ -731,11 +731,12 @@ fn a_client_that_vanishes_while_it_starts_a_container_leaves_it_whole() {
             assert!(Instant::now() < until);
             tokio::task::yield_now().await;
         }
+        let mut told = [0; 4];
+        out.read_exact(&mut told).unwrap();
+        assert_eq!(&told, b"ran\n");
         destroy(&pod, &id).await.unwrap();
         assert_gone(w, &pod, &id).await;
-        let mut told = String::new();
-        out.read_to_string(&mut told).unwrap();
-        assert_eq!(told, "ran\n");
+        assert_eq!(out.read(&mut told).unwrap(), 0);
         drop((out, to));
         while open_files().len() > before {
             assert!(Instant::now() < until, "{:?}", open_files());
