@@ -38,6 +38,23 @@ Examples:
   test \"$(berm wait shop/job)\" = 0";
 
 pub(crate) fn main(args: &Args, config: &Config) -> Result<(), Error> {
+    match wait_and_print(args, config) {
+        // It ended between two looks at it: whatever broke off then, nothing has that name.
+        Err(e) if !e.is_not_found() && is_gone(config, &args.id) => Err(Error::NotFound {
+            name: args.id.clone(),
+        }),
+        done => done,
+    }
+}
+
+fn is_gone(config: &Config, name: &str) -> bool {
+    match Target::find(config, name) {
+        Ok(target) => target.pod.state() == "gone",
+        Err(e) => e.is_not_found(),
+    }
+}
+
+fn wait_and_print(args: &Args, config: &Config) -> Result<(), Error> {
     let target = Target::find(config, &args.id)?;
     let container = target.container()?;
     // Told apart here from a socket that nobody serves.
