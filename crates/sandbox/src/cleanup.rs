@@ -16,8 +16,8 @@ use crate::error::{Error, call};
 use crate::exits::killed;
 use crate::process::{Identity, SIGKILL, signal};
 use crate::record::{
-    ContainerRecord, Record, container_intents, containers, intent, remove_dir, sandbox_dir,
-    sandbox_of_container, sandboxes, says_whose,
+    ContainerRecord, Record, container_intents, containers, has_record, intent, remove_dir,
+    sandbox_dir, sandbox_of_container, sandboxes,
 };
 
 /// containerd kills `delete` after 5 s: better an error of our own before that.
@@ -69,9 +69,12 @@ pub fn cleanup(config: &Config, namespace: &str, id: &str) -> Result<Option<Exit
 pub fn sweep_dead(config: &Config, namespace: &str) -> Result<Vec<String>, Error> {
     let mut swept = Vec::new();
     for id in sandboxes(&config.state_dir, namespace)? {
-        let done = match says_whose(config, namespace, &id) {
-            Ok(true) => cleanup(config, namespace, &id),
-            said => said.map(|_| None),
+        let done = match sandbox_dir(&config.state_dir, namespace, &id) {
+            // An intent that cannot be read may be in the writing.
+            Ok(dir) if has_record(&dir) || intent(&dir).is_some() => {
+                cleanup(config, namespace, &id)
+            }
+            looked => looked.map(|_| None),
         };
         match done {
             Ok(None) => {}

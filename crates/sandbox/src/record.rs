@@ -298,7 +298,12 @@ pub(crate) fn intent(dir: &Path) -> Option<Intent> {
 /// Whether a sandbox's directory tells who made it; one that does not may be in the making.
 pub(crate) fn says_whose(config: &Config, namespace: &str, id: &str) -> Result<bool, Error> {
     let dir = sandbox_dir(&config.state_dir, namespace, id)?;
-    Ok(dir.join(SANDBOX).exists() || dir.join(INTENT).exists())
+    Ok(has_record(&dir) || dir.join(INTENT).exists())
+}
+
+/// Whether the sandbox in `dir` has a record.
+pub(crate) fn has_record(dir: &Path) -> bool {
+    dir.join(SANDBOX).exists()
 }
 
 /// Whether a sandbox's directory is left from another boot. One that says nothing is not: it may
