@@ -30,10 +30,10 @@ fn cpu_time_is_the_kernels() {
         cpu.per_cpu.iter().sum::<u64>().abs_diff(cpu.total) < kernel / 20,
         "{cpu:?}"
     );
-    assert!(
-        cpu.user > 0 && cpu.user <= cpu.total + 20_000_000,
-        "{cpu:?}"
-    );
+    // Both are whole ticks of 10 ms, and each tick is where its CPU was found: most of it was in user mode.
+    let modes = cpu.user + cpu.kernel;
+    assert!(modes.abs_diff(cpu.total) <= 20_000_000, "{cpu:?}");
+    assert!(cpu.user > cpu.total / 2, "{cpu:?}");
 }
 
 #[test]
