@@ -7,9 +7,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use berm_plan::{Attr, Image};
+use berm_plan::{DeviceFs, Image};
 use berm_sys::loopdev;
-use berm_sys::mount::{self, SetAttr, attr};
+use berm_sys::mount::{SetAttr, attr, set_attr};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
@@ -19,42 +19,30 @@ use crate::{Error, Owner};
 /// As often as containerd tries to get a loop device that others get at the same time.
 const TRIES: u64 = 100;
 
-/// What is mounted, and how.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Device<'a> {
-    pub(crate) fs: &'a str,
-    pub(crate) source: &'a Path,
-    pub(crate) image: Option<Image>,
-    pub(crate) options: &'a [(String, String)],
-    pub(crate) attr: Attr,
+/// Mounts it detached, with the ids of the pod.
+pub(crate) fn mount(fs: &DeviceFs, owner: Owner<'_>) -> Result<OwnedFd, Error> {
+    make(fs, owner).map_err(|source| Error::Root {
+        fs: fs.fs.clone(),
+        path: fs.source.clone(),
+        source: Box::new(source),
+    })
 }
 
-impl Device<'_> {
-    /// Mounts it detached, with the ids of the pod.
-    pub(crate) fn mount(self, owner: Owner<'_>) -> Result<OwnedFd, Error> {
-        self.make(owner).map_err(|source| Error::Root {
-            fs: self.fs.to_owned(),
-            path: self.source.to_owned(),
-            source: Box::new(source),
-        })
-    }
-
-    fn make(self, owner: Owner<'_>) -> Result<OwnedFd, Error> {
-        let attach = |image: Image| Loop::attach(self.source, image, self.attr.ro);
-        let shown = self.image.map(attach).transpose()?;
-        let path = shown.as_ref().map_or(self.source, |shown| &shown.path);
-        let path = path.to_string_lossy();
-        // Files of an image have labels of their own, as those of layers have.
-        let unlabelled = Owner {
-            label: None,
-            ..owner
-        };
-        let what = (self.fs, &*path, self.options);
-        let mount = kernel_fs(what, attr_bits(self.attr), unlabelled)?;
-        drop(shown);
-        idmap(&mount, self.fs, owner)?;
-        Ok(mount)
-    }
+fn make(fs: &DeviceFs, owner: Owner<'_>) -> Result<OwnedFd, Error> {
+    let attach = |image: Image| Loop::attach(&fs.source, image, fs.attr.ro);
+    let shown = fs.image.map(attach).transpose()?;
+    let path = shown.as_ref().map_or(&fs.source, |shown| &shown.path);
+    let path = path.to_string_lossy();
+    // Files of an image have labels of their own, as those of layers have.
+    let unlabelled = Owner {
+        label: None,
+        ..owner
+    };
+    let what = (&*fs.fs, &*path, &*fs.options);
+    let mount = kernel_fs(what, attr_bits(fs.attr), unlabelled)?;
+    drop(shown);
+    idmap(&mount, &fs.fs, owner)?;
+    Ok(mount)
 }
 
 /// The ext4 in a file that has no name, mounted detached, with ids as they are on it.
@@ -76,7 +64,7 @@ fn idmap(mount: &OwnedFd, fs: &str, owner: Owner<'_>) -> Result<(), Error> {
         set: attr::IDMAP,
         ..SetAttr::default()
     };
-    mount::set_attr(mount.as_fd(), false, change, Some(userns)).map_err(|source| Error::IdmapFs {
+    set_attr(mount.as_fd(), false, change, Some(userns)).map_err(|source| Error::IdmapFs {
         fs: fs.to_owned(),
         source,
     })

@@ -14,7 +14,7 @@ use berm_sys::mount::{self, SetAttr, attr};
 use rustix::fs::{StatVfsMountFlags, fstatvfs};
 
 use crate::bind::{clone_tree, idmap_tree};
-use crate::device::Device;
+use crate::device;
 use crate::overlay::{Layers, Scratch, Upper};
 use crate::{Error, Owner, upper};
 
@@ -58,22 +58,7 @@ pub fn rootfs(
             }
             Ok(tree)
         }
-        Rootfs::Fs {
-            fs,
-            source,
-            image,
-            options,
-            attr,
-        } => {
-            let device = Device {
-                fs,
-                source,
-                image: *image,
-                options,
-                attr: *attr,
-            };
-            device.mount(owner)
-        }
+        Rootfs::Fs(fs) => device::mount(fs, owner),
     }
 }
 

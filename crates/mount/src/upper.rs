@@ -14,7 +14,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::device::{Device, in_file};
+use crate::device::{self, in_file};
 use crate::mountinfo::Host;
 use crate::overlay::{Layers, Scratch, Upper};
 use crate::rootfs::{layer, layers, mounted};
@@ -129,22 +129,7 @@ fn below(rootfs: &Rootfs, owner: Owner<'_>) -> Result<Below, Error> {
             }
             Ok((vec![layer(path, false, owner)?], Vec::new()))
         }
-        Rootfs::Fs {
-            fs,
-            source,
-            image,
-            options,
-            attr,
-        } => {
-            let device = Device {
-                fs,
-                source,
-                image: *image,
-                options,
-                attr: *attr,
-            };
-            Ok((vec![device.mount(owner)?], Vec::new()))
-        }
+        Rootfs::Fs(fs) => Ok((vec![device::mount(fs, owner)?], Vec::new())),
     }
 }
 

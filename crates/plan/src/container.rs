@@ -431,7 +431,7 @@ fn opens_devices(rootfs: &Rootfs, mounts: &Mounts, upper: Option<UpperFs>) -> bo
     // Two slashes are a server's share.
     let device = |path: &str| path.starts_with('/') && !path.starts_with("//");
     let of = |mount: &Mount| matches!(&mount.source, Source::Fs { source, .. } if device(source));
-    let root = matches!(rootfs, Rootfs::Fs { .. }) || upper == Some(UpperFs::File);
+    let root = matches!(rootfs, Rootfs::Fs(_)) || upper == Some(UpperFs::File);
     root || mounts.tree.iter().any(of)
 }
 

@@ -71,8 +71,8 @@ pub use rootfs::{RootfsMount, rootfs};
 pub use seccomp::Listener;
 pub use spec::{Spec, TaskKind};
 pub use step::{
-    Atime, Attr, CapSets, CgroupNs, CgroupView, Clock, Device, DeviceKind, Idmap, Image, Label,
-    Lsm, MemoryPolicy, Mount, NetDevice, PodTmpfs, Propagate, Propagation, Recursive, Rlimit,
-    Rootfs, Scheduling, Source, Step, TimeOffset, UpperFs,
+    Atime, Attr, CapSets, CgroupNs, CgroupView, Clock, Device, DeviceFs, DeviceKind, Idmap, Image,
+    Label, Lsm, MemoryPolicy, Mount, NetDevice, PodTmpfs, Propagate, Propagation, Recursive,
+    Rlimit, Rootfs, Scheduling, Source, Step, TimeOffset, UpperFs,
 };
 pub use upper::{BadUpper, Medium, RootfsUpper, UpperFile};

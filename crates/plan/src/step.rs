@@ -244,18 +244,22 @@ pub enum Rootfs {
         ro: bool,
     },
     /// A file system of the kernel on a block device, idmapped.
-    Fs {
-        /// Its name in `/proc/filesystems`.
-        fs: String,
-        /// Path of the device in the host's mount namespace.
-        source: PathBuf,
-        /// `source` is a regular file, which a loop device shows as a block device.
-        image: Option<Image>,
-        /// Options as fsconfig(2) takes them, flags with an empty value.
-        options: Vec<(String, String)>,
-        /// Attributes of the mount; `ro` is the whole file system's.
-        attr: Attr,
-    },
+    Fs(DeviceFs),
+}
+
+/// A file system of the kernel on a block device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceFs {
+    /// Its name in `/proc/filesystems`.
+    pub fs: String,
+    /// Path of the device in the host's mount namespace.
+    pub source: PathBuf,
+    /// `source` is a regular file, which a loop device shows as a block device.
+    pub image: Option<Image>,
+    /// Options as fsconfig(2) takes them, flags with an empty value.
+    pub options: Vec<(String, String)>,
+    /// Attributes of the mount; `ro` is the whole file system's.
+    pub attr: Attr,
 }
 
 /// What the container's own writable layer over its root file system lies on.

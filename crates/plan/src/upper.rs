@@ -18,7 +18,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::refusal::{Error, quoted, unsupported};
-use crate::step::{Rootfs, UpperFs};
+use crate::step::{DeviceFs, Rootfs, UpperFs};
 
 /// Smallest file system that is worth a file.
 const SMALLEST_FILE: u64 = 1 << 20;
@@ -178,7 +178,7 @@ fn beside(rootfs: &Rootfs) -> Result<PathBuf, Error> {
             Ok(own.or(lower.first()).cloned().unwrap_or_default())
         }
         Rootfs::Bind { path, .. } => Ok(path.clone()),
-        Rootfs::Fs { fs, .. } => Err(unsupported(
+        Rootfs::Fs(DeviceFs { fs, .. }) => Err(unsupported(
             "rootfs_upper self",
             format!(
                 "the root is a {} that is mounted in the pod alone",
@@ -283,13 +283,13 @@ mod tests {
             recursive: true,
             ro: false,
         };
-        let device = Rootfs::Fs {
+        let device = Rootfs::Fs(DeviceFs {
             fs: "ext4".into(),
             source: "/dev/x".into(),
             image: None,
             options: Vec::new(),
             attr: crate::step::Attr::default(),
-        };
+        });
         let own = read("self,size=1m").unwrap();
         for (rootfs, want) in [
             (rootfs(Some(("/s/fs", "/s/work"))), "/s/fs"),

@@ -4,7 +4,7 @@ use crate::ids::Ids;
 use crate::options::Options;
 use crate::refusal::{Error, invalid, no_nul, quoted, unsupported};
 use crate::source::superblock;
-use crate::step::{Image, Recursive, Rootfs};
+use crate::step::{DeviceFs, Image, Recursive, Rootfs};
 
 use super::{RootfsMount, absolute, check_idmap, is_idmap, unknown};
 
@@ -37,13 +37,13 @@ pub(super) fn fs(mount: &RootfsMount, ids: &Ids) -> Result<Rootfs, Error> {
     }
     options.extend(superblock(&known));
     options.extend(known.attr.ro.then(|| ("ro".to_owned(), String::new())));
-    Ok(Rootfs::Fs {
+    Ok(Rootfs::Fs(DeviceFs {
         fs: mount.fstype.clone(),
         source,
         image: image.then_some(Image { direct }),
         options,
         attr: known.attr,
-    })
+    }))
 }
 
 /// A type that a program mounts, or that is none yet, is refused.
@@ -133,12 +133,14 @@ mod tests {
 
     #[test]
     fn the_mounts_of_blockfile_devmapper_and_erofs_are_read() {
-        let want = |fs: &str, source: &str, image, options: &[(&str, &str)], attr| Rootfs::Fs {
-            fs: fs.into(),
-            source: source.into(),
-            image,
-            options: options.iter().map(|&(k, v)| (k.into(), v.into())).collect(),
-            attr,
+        let want = |fs: &str, source: &str, image, options: &[(&str, &str)], attr| {
+            Rootfs::Fs(DeviceFs {
+                fs: fs.into(),
+                source: source.into(),
+                image,
+                options: options.iter().map(|&(k, v)| (k.into(), v.into())).collect(),
+                attr,
+            })
         };
         let (rw, ro) = (
             Attr::default(),

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use berm_plan::{Attr, ContainerFacts, Ids, Image, Rootfs};
+use berm_plan::{Attr, ContainerFacts, DeviceFs, Ids, Image, Rootfs};
 
 use crate::given::{Given, facts, names};
 
@@ -15,13 +15,13 @@ fn host() -> ContainerFacts {
 }
 
 pub(crate) fn on_a_device(image: Option<Image>) -> Rootfs {
-    Rootfs::Fs {
+    Rootfs::Fs(DeviceFs {
         fs: "ext4".into(),
         source: PathBuf::from("/s/1"),
         image,
         options: Vec::new(),
         attr: Attr::default(),
-    }
+    })
 }
 
 fn volume(fs: &str, source: &str) -> Given {
