@@ -66,14 +66,12 @@ impl Sandbox {
         if all.is_empty() {
             return Ok(());
         }
-        let empty = live.host.empty()?;
+        let scratch = live.host.scratch()?;
         let making = Aside::begin("MountHints", live.host.config.stage_deadline, |report| {
             berm_stage::spawn_pod_tmpfs(&PodTmpfsJob {
                 all: &all,
                 report,
-                proc: live.host.proc.as_fd(),
-                empty,
-                kernel: live.host.kernel,
+                scratch,
                 pod: live.pod(),
             })
         })?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use berm_cgroup::CgroupPath;
 use berm_plan::{PodNamespaces, Spec, TaskKind};
-use berm_stage::PidNs;
+use berm_stage::{PidNs, Scratch};
 use rustix::fs::{
     AtFlags, CWD, MemfdFlags, Mode, OFlags, SealFlags, fchmod, fcntl_add_seals, memfd_create,
     openat, statat, statfs,
@@ -163,6 +163,16 @@ impl Host {
         }
         self.empty.get().map(AsFd::as_fd).ok_or(Error::Died {
             last: "EmptyMountNamespace",
+        })
+    }
+
+    /// What mounts are made with that the pod's hints have no part in.
+    pub(crate) fn scratch(&self) -> Result<Scratch<'_>, Error> {
+        Ok(Scratch {
+            kernel: self.kernel,
+            proc: self.proc.as_fd(),
+            empty: self.empty()?,
+            hinted: None,
         })
     }
 

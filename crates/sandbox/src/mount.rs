@@ -71,16 +71,14 @@ impl Live {
         };
         let child = task.process.child().ok_or_else(gone)?;
         let label = task.inside.borrow().as_ref().and_then(|i| i.label.clone());
-        let empty = self.host.empty()?;
+        let scratch = self.host.scratch()?;
         let mounting = Aside::begin("Mount", self.host.config.stage_deadline, |report| {
             berm_stage::spawn_mount(&MountJob {
                 mount,
                 label: label.as_deref(),
                 container: AsFd::as_fd(&*child),
                 report,
-                proc: self.host.proc.as_fd(),
-                empty,
-                kernel: self.host.kernel,
+                scratch,
                 pod: self.pod(),
             })
         })?;

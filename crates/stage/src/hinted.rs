@@ -4,7 +4,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use berm_mount::Scratch;
 use berm_plan::PodTmpfs;
-use berm_sys::Kernel;
 
 use crate::Pod;
 use crate::aside::spawn_aside;
@@ -18,12 +17,8 @@ pub struct PodTmpfsJob<'a> {
     pub all: &'a [PodTmpfs],
     /// The child's end of the channel.
     pub report: BorrowedFd<'a>,
-    /// The host's `/proc`, O_PATH.
-    pub proc: BorrowedFd<'a>,
-    /// The empty mount namespace.
-    pub empty: BorrowedFd<'a>,
-    /// What this kernel can.
-    pub kernel: Kernel,
+    /// What mounts are made with.
+    pub scratch: Scratch<'a>,
     /// The pod.
     pub pod: Pod<'a>,
 }
@@ -35,7 +30,7 @@ pub struct PodTmpfsJob<'a> {
 /// # Errors
 /// The errno of fork(2).
 pub fn spawn_pod_tmpfs(job: &PodTmpfsJob<'_>) -> Result<OwnedFd, Error> {
-    let mut keep = vec![job.proc, job.empty];
+    let mut keep = vec![job.scratch.proc, job.scratch.empty];
     keep.extend(job.pod.userns);
     spawn_aside("MountHints", job.report, &keep, || job.make())
 }
@@ -44,13 +39,7 @@ impl PodTmpfsJob<'_> {
     fn make(&self) -> Result<(), Error> {
         let ids = self.pod.ids;
         let owner = self.pod.owner(None);
-        let scratch = Scratch {
-            kernel: self.kernel,
-            proc: self.proc,
-            empty: self.empty,
-            hinted: None,
-        };
-        let made = berm_mount::pod_tmpfs(self.all, ids, owner, scratch)?;
+        let made = berm_mount::pod_tmpfs(self.all, ids, owner, self.scratch)?;
         let sent = send(self.report, &Message::Made, Some(made.as_fd()));
         sent.map_err(call("sendmsg(mntns)"))
     }

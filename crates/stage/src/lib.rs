@@ -49,6 +49,7 @@ pub use spawn::{
     spawn_net_devices, spawn_sandbox, spawn_sandbox_proc,
 };
 
+pub use berm_mount::Scratch;
 pub use upper_file::{UpperFileJob, mkfs, spawn_upper_file};
 
 use std::os::fd::BorrowedFd;

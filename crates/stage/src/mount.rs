@@ -4,7 +4,6 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use berm_mount::Scratch;
 use berm_plan::Mount;
-use berm_sys::Kernel;
 use rustix::fs::Mode;
 use rustix::process::umask;
 use rustix::thread::{CapabilitiesSecureBits, set_capabilities_secure_bits};
@@ -24,12 +23,8 @@ pub struct MountJob<'a> {
     pub container: BorrowedFd<'a>,
     /// The child's end of the channel.
     pub report: BorrowedFd<'a>,
-    /// The host's `/proc`, O_PATH.
-    pub proc: BorrowedFd<'a>,
-    /// A mount namespace that holds an empty directory.
-    pub empty: BorrowedFd<'a>,
-    /// What this kernel can.
-    pub kernel: Kernel,
+    /// What mounts are made with.
+    pub scratch: Scratch<'a>,
     /// The pod.
     pub pod: Pod<'a>,
 }
@@ -40,7 +35,12 @@ pub struct MountJob<'a> {
 /// # Errors
 /// The errno of fork(2).
 pub fn spawn_mount(job: &MountJob<'_>) -> Result<OwnedFd, Error> {
-    let mut keep = vec![job.proc, job.empty, job.container, job.pod.init];
+    let mut keep = vec![
+        job.scratch.proc,
+        job.scratch.empty,
+        job.container,
+        job.pod.init,
+    ];
     keep.extend(job.pod.userns);
     spawn_aside("MountInto", job.report, &keep, || job.mount())
 }
@@ -51,18 +51,13 @@ impl MountJob<'_> {
             .map_err(call("prctl(PR_SET_SECUREBITS)"))?;
         umask(Mode::empty());
         if let Some(context) = self.label {
-            label::of_mounts(self.proc, context)?;
+            label::of_mounts(self.scratch.proc, context)?;
         }
         let owner = self.pod.owner(self.label);
-        let scratch = Scratch {
-            kernel: self.kernel,
-            proc: self.proc,
-            empty: self.empty,
-            hinted: None,
-        };
         // Without a user namespace of the pod's nothing is locked.
         let lock = self.pod.userns.is_some();
-        let staged = berm_mount::stage_mount(self.mount, self.container, lock, owner, scratch)?;
+        let staged =
+            berm_mount::stage_mount(self.mount, self.container, lock, owner, self.scratch)?;
         if lock {
             join::join_pod(self.pod.init, lock)?;
         }
