@@ -2,22 +2,26 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use berm_cgroup::{Cgroup, CgroupPath, Unit};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use crate::api::Exit;
 use crate::config::Config;
-use crate::error::{Error, call};
+use crate::error::{Error, call, io};
 use crate::exits::killed;
 use crate::process::{Identity, SIGKILL, signal};
 use crate::record::{
-    ContainerRecord, Record, container_intents, containers, has_record, intent, remove_dir,
-    sandbox_dir, sandbox_of_container, sandboxes,
+    ContainerRecord, Record, container_intents, containers, intent, remove_dir, sandbox_dir,
+    sandbox_of_container, sandboxes, says_whose,
 };
 
 /// containerd kills `delete` after 5 s: better an error of our own before that.
@@ -42,8 +46,8 @@ impl Limit {
 /// Ends a pod whose shim is gone: kills, removes cgroups and records, frees ids.
 ///
 /// `id` is the sandbox's own or that of one of its containers; the exit is that one's, with pid 0
-/// if the sandbox was only half made. `None`: there is nothing to clean up, or the shim lives and nothing was touched. Half-made sandboxes,
-/// twice, and out of order are harmless.
+/// if the sandbox was only half made. `None`: there is nothing to clean up, or the shim lives and
+/// nothing was touched. Half-made sandboxes, twice, by several at once and out of order are harmless.
 /// # Errors
 /// `DeadlineExceeded` if a process or a cgroup does not go; the errno of the call that is named.
 pub fn cleanup(config: &Config, namespace: &str, id: &str) -> Result<Option<Exit>, Error> {
@@ -54,9 +58,40 @@ pub fn cleanup(config: &Config, namespace: &str, id: &str) -> Result<Option<Exit
     } else {
         of_container()?
     };
-    match dir {
-        Some(dir) => clean(config, namespace, &dir, id),
+    let Some(dir) = dir else { return Ok(None) };
+    match turn(&dir)? {
+        Some(_turn) => clean(config, namespace, &dir, id),
         None => Ok(None),
+    }
+}
+
+/// As [`cleanup`], for who does not know what the sandbox is: while its directory does not tell who
+/// makes it, it is left alone.
+pub(crate) fn cleanup_left(
+    config: &Config,
+    namespace: &str,
+    id: &str,
+) -> Result<Option<Exit>, Error> {
+    let dir = sandbox_dir(&config.state_dir, namespace, id)?;
+    match turn(&dir)? {
+        Some(_turn) if says_whose(&dir) => clean(config, namespace, &dir, id),
+        _ => Ok(None),
+    }
+}
+
+/// Who holds it is the only one that cleans up in this directory; `None`: another one has, and what
+/// may have its name by now is not the same sandbox. Waits no longer than that one's deadline.
+fn turn(dir: &Path) -> Result<Option<fs::File>, Error> {
+    let turn = match fs::File::open(dir) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(io("open(sandbox)"))?,
+    };
+    flock(&turn, FlockOperation::LockExclusive).map_err(call("flock(sandbox)"))?;
+    let of = |stat: fs::Metadata| (stat.dev(), stat.ino());
+    let mine = of(turn.metadata().map_err(io("fstat(sandbox)"))?);
+    match fs::symlink_metadata(dir) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        now => Ok((of(now.map_err(io("stat(sandbox)"))?) == mine).then_some(turn)),
     }
 }
 
@@ -69,14 +104,7 @@ pub fn cleanup(config: &Config, namespace: &str, id: &str) -> Result<Option<Exit
 pub fn sweep_dead(config: &Config, namespace: &str) -> Result<Vec<String>, Error> {
     let mut swept = Vec::new();
     for id in sandboxes(&config.state_dir, namespace)? {
-        let done = match sandbox_dir(&config.state_dir, namespace, &id) {
-            // An intent that cannot be read may be in the writing.
-            Ok(dir) if has_record(&dir) || intent(&dir).is_some() => {
-                cleanup(config, namespace, &id)
-            }
-            looked => looked.map(|_| None),
-        };
-        match done {
+        match cleanup_left(config, namespace, &id) {
             Ok(None) => {}
             Ok(Some(_)) => swept.push(id),
             Err(e) => log::warn!("call=Sweep id={id} err={:?}", e.chain()),

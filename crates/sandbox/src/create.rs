@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use crate::api::{Args, Event};
 use crate::aside::Aside;
+use crate::cleanup::cleanup_left;
 use crate::error::{Error, call};
 use crate::events::Listeners;
 use crate::exits::undo_cgroup;
@@ -136,10 +137,8 @@ impl Sandbox {
     fn state_dir(host: &Host, args: &Args) -> Result<StateDir, Error> {
         let create = || StateDir::create(&host.config.state_dir, &args.namespace, &args.id);
         match create() {
-            Err(Error::SandboxExists { .. })
-                if crate::record::says_whose(&host.config, &args.namespace, &args.id)?
-                    && crate::cleanup(&host.config, &args.namespace, &args.id)?.is_some() =>
-            {
+            Err(Error::SandboxExists { .. }) => {
+                cleanup_left(&host.config, &args.namespace, &args.id)?;
                 create()
             }
             created => created,

@@ -296,14 +296,8 @@ pub(crate) fn intent(dir: &Path) -> Option<Intent> {
 }
 
 /// Whether a sandbox's directory tells who made it; one that does not may be in the making.
-pub(crate) fn says_whose(config: &Config, namespace: &str, id: &str) -> Result<bool, Error> {
-    let dir = sandbox_dir(&config.state_dir, namespace, id)?;
-    Ok(has_record(&dir) || dir.join(INTENT).exists())
-}
-
-/// Whether the sandbox in `dir` has a record.
-pub(crate) fn has_record(dir: &Path) -> bool {
-    dir.join(SANDBOX).exists()
+pub(crate) fn says_whose(dir: &Path) -> bool {
+    dir.join(SANDBOX).exists() || dir.join(INTENT).exists()
 }
 
 /// Whether a sandbox's directory is left from another boot. One that says nothing is not: it may
@@ -491,9 +485,10 @@ impl StateDir {
         }
     }
 
-    /// Tells what is about to be made.
+    /// Tells what is about to be made. By rename: who looks at the directory while it is made finds
+    /// no intent or a whole one.
     pub(crate) fn intend(&self, intent: &Intent) -> Result<(), Error> {
-        write_at_once(&self.path.join(INTENT), intent)
+        write(&self.path.join(INTENT), intent)
     }
 
     /// Tells which container is about to be made.
@@ -631,7 +626,7 @@ pub(crate) fn write(path: &Path, record: &impl Serialize) -> Result<(), Error> {
     fs::rename(&new, path).map_err(|e| failed_write(&new, path, &e))
 }
 
-/// For what may be found cut off.
+/// For what is read only once its writer is gone, and may then be cut off.
 fn write_at_once(path: &Path, record: &impl Serialize) -> Result<(), Error> {
     let json = serde_json::to_vec(record).map_err(|source| Error::Record {
         path: path.to_owned(),

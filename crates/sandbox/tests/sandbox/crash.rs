@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
-use berm_sandbox::{Error, Identity, Record, cleanup};
+use berm_sandbox::{Error, Identity, Record, cleanup, sweep_dead};
 use berm_testkit::cases::Case;
 use serde_json::json;
 
@@ -15,6 +16,7 @@ pub(crate) const CASES: &[Case] = berm_testkit::cases![
     a_half_made_sandbox_of_a_living_owner_is_left_alone,
     a_damaged_intent_means_that_nothing_was_made,
     cleaning_up_beside_a_living_owner_touches_nothing,
+    several_sweeps_at_once_take_a_name_from_its_dead_owner_and_not_from_the_next,
     what_another_boot_left_is_swept_once_and_no_process_of_this_one_is_touched,
     a_name_that_another_boot_left_is_free_at_once,
     a_name_that_a_dead_owner_left_is_free_and_who_has_its_pid_now_lives,
@@ -254,4 +256,46 @@ fn cleaning_up_beside_a_living_owner_touches_nothing() {
         }
         assert_eq!(c.exec_sh("exit 5").await.0, 5);
     });
+}
+
+fn several_sweeps_at_once_take_a_name_from_its_dead_owner_and_not_from_the_next() {
+    world(async |w| {
+        let config = w.host.config();
+        let dir = config.state_dir.join(NAMESPACE).join("pod1");
+        let me = Identity::of(std::process::id().cast_signed()).unwrap();
+        fs::create_dir_all(dir.parent().unwrap()).unwrap();
+        for round in 0..100 {
+            fs::create_dir(&dir).unwrap();
+            intend(&dir, NOBODY);
+            let swept = std::thread::scope(|scope| {
+                let sweep = || (0..10).flat_map(|_| sweep_dead(config, NAMESPACE).unwrap());
+                let sweeps: Vec<_> = (0..3)
+                    .map(|_| scope.spawn(move || sweep().count()))
+                    .collect();
+                take(&dir);
+                intend(&dir, me);
+                sweeps.into_iter().map(|s| s.join().unwrap()).sum::<usize>()
+            });
+            assert_eq!(swept, 1, "round {round}");
+            fs::remove_file(dir.join("sandbox.intent")).expect("the next owner's");
+            fs::remove_dir(&dir).unwrap();
+        }
+    });
+}
+
+/// Waits for the name and takes it.
+fn take(dir: &Path) {
+    let limit = Instant::now() + Duration::from_secs(60);
+    while let Err(e) = fs::create_dir(dir) {
+        assert_eq!(e.kind(), std::io::ErrorKind::AlreadyExists);
+        assert!(Instant::now() < limit, "nobody sweeps");
+        std::thread::yield_now();
+    }
+}
+
+/// As the making of a sandbox does it: whole or not at all.
+fn intend(dir: &Path, owner: Identity) {
+    let intent = json!({ "owner": owner, "boot": boot(), "cgroup": "" });
+    fs::write(dir.join("sandbox.new"), intent.to_string()).unwrap();
+    fs::rename(dir.join("sandbox.new"), dir.join("sandbox.intent")).unwrap();
 }
