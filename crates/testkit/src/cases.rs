@@ -23,10 +23,10 @@ use crate::error::call;
 use crate::guard::Guard;
 use crate::process;
 
-/// How long one case may take.
-const LIMIT: Duration = Duration::from_secs(90);
+/// How long one case may take: no more than a guard against hanging.
+const LIMIT: Duration = Duration::from_secs(240);
 /// How long the kernel may take for the end of what a case made.
-const CLEAN: Duration = Duration::from_secs(5);
+const CLEAN: Duration = Duration::from_secs(30);
 
 /// One case: a contract as its name, and what checks it.
 #[derive(Debug, Clone, Copy)]

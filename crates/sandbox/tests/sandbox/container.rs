@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use berm_sandbox::{ContainerArgs, Donated, Error, Exit, RootfsMount, Spec, Stdio};
 use berm_testkit::command::patient;
@@ -404,7 +403,7 @@ impl Made<'_> {
 
 async fn rest(out: &mut Receiver) -> String {
     let mut text = Vec::new();
-    timeout(Duration::from_secs(10), out.read_to_end(&mut text))
+    timeout(SOON, out.read_to_end(&mut text))
         .await
         .expect("the last writer closes")
         .unwrap();

@@ -21,8 +21,9 @@ use crate::container::Container;
 
 /// Annotation by which a pod asks for a user namespace, or for none.
 const USERNS: &str = "dev.berm.userns";
-/// How long anything may take that has no deadline of its own.
-pub(crate) const SOON: Duration = Duration::from_secs(10);
+/// How long anything may take that has no deadline of its own: no more than a guard against
+/// hanging.
+pub(crate) const SOON: Duration = Duration::from_secs(30);
 /// containerd's namespace in all cases.
 pub(crate) const NAMESPACE: &str = "test";
 const APPLETS: &[&str] = &[
@@ -58,7 +59,7 @@ pub(crate) fn world_with(configure: impl FnOnce(&mut Config), body: impl AsyncFn
         let world = World::new(&place, config);
         let before = open_files();
         let own = process::descendants(std::process::id()).len();
-        timeout(patient(Duration::from_secs(80)), body(&world))
+        timeout(patient(Duration::from_secs(220)), body(&world))
             .await
             .expect("the case ends");
         world.end(&before, own).await;
@@ -201,7 +202,7 @@ impl World {
             assert!(sandbox.is_empty());
         }
         // Zombies are reaped and descriptors closed by tasks of the runtime: no event tells.
-        let until = Instant::now() + patient(Duration::from_secs(5));
+        let until = Instant::now() + patient(SOON);
         loop {
             let (files, processes) = (open_files(), process::descendants(std::process::id()));
             let new: Vec<_> = files.difference(before).cloned().collect();
@@ -392,7 +393,7 @@ impl Place {
     }
 
     fn remove_cgroups(&self) {
-        let until = Instant::now() + Duration::from_secs(5);
+        let until = Instant::now() + SOON;
         let mut dirs = self.cgroups_left();
         dirs.extend(
             Self::hierarchies()
