@@ -4,14 +4,15 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use berm_testkit::cases::Case;
 use serde_json::{Value, json};
+use tokio::time::sleep;
 
 use crate::container::Made;
 use crate::control::{Client, golden};
-use crate::world::{Pod, World, world};
+use crate::world::{Pod, SOON, World, world};
 
 pub(crate) const CASES: &[Case] = berm_testkit::cases![
     cpu_time_is_that_of_cpuacct_usage_and_of_the_processes_clocks,
@@ -56,6 +57,34 @@ pub(crate) fn near(got: u64, want: u64, what: &str) {
     );
 }
 
+/// Waits for what nothing tells.
+pub(crate) async fn until(what: &str, holds: impl Fn() -> bool) {
+    let until = Instant::now() + SOON;
+    while !holds() {
+        assert!(Instant::now() < until, "{what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// An answer with the kernel's figures, which were the same before and after it.
+///
+/// Of a container at rest they change all the same: what a CPU has charged ahead, 64 pages, is
+/// given back when others run there, and memory.stat is brought up to date every 2 s.
+pub(crate) async fn at_rest<K: PartialEq, T>(
+    kernel: impl Fn() -> K,
+    ask: impl AsyncFn() -> T,
+) -> (K, T) {
+    let until = Instant::now() + SOON;
+    loop {
+        let before = kernel();
+        let answer = ask().await;
+        if kernel() == before {
+            return (before, answer);
+        }
+        assert!(Instant::now() < until, "the kernel's figures do not rest");
+    }
+}
+
 async fn event(pod: &Pod<'_>, c: &Made<'_>) -> Value {
     let event = Client::to(pod).await.ok("Event", json!(c.id)).await;
     golden("containerManager.Event", &event);
@@ -67,36 +96,46 @@ async fn data(pod: &Pod<'_>, c: &Made<'_>) -> Value {
 }
 
 /// CPU time of a container in ns, as the kernel's file has it.
-fn cpu_time(w: &World, id: &str) -> u64 {
+pub(crate) fn cpu_time(w: &World, id: &str) -> u64 {
     let v1 = number(&w.cgroup_dir("cpuacct", id).join("cpuacct.usage"));
     v1.unwrap_or_else(|| key(&w.cgroup_dir("cpu", id).join("cpu.stat"), &["usage_usec"]) * 1000)
 }
 
+/// Burns CPU time until told to stop, without a process beside it; then tells its times.
+const BURN: &str =
+    "while [ ! -e /tmp/stop ]; do i=0; while [ $i -lt 1000 ]; do i=$((i+1)); done; done
+    times; echo ready; read a";
+/// How much is burnt: `times` and cpuacct.stat tell user and kernel each in whole ticks of 10 ms.
+const BURNT: u64 = 2_000_000_000;
+
 fn cpu_time_is_that_of_cpuacct_usage_and_of_the_processes_clocks() {
     world(async |w| {
         let pod = w.pod().await;
-        let burn = "i=0; while [ $i -lt 400000 ]; do i=$((i+1)); done; times; echo ready; read a";
-        let mut c = pod.sh(burn).run().await;
+        let mut c = pod.sh(BURN).create().await.unwrap();
+        // What came before the shell, from the fork on, is the container's too.
+        let start = cpu_time(w, &c.id);
+        c.start().await.unwrap();
         let idle = pod.container(&["/bin/sleep", "1000"]).run().await;
+        until("burnt", || cpu_time(w, &c.id) - start >= BURNT).await;
+        fs::write(c.root.join("tmp/stop"), "").unwrap();
         // The shell's own times, then those of its children, of which there are none.
         let clocks = c.line().await;
         assert!(c.line().await.contains("m") && c.line().await == "ready");
+        let kernel = || [&c.id, &idle.id].map(|id| cpu_time(w, id));
+        let before = kernel();
         let event = event(&pod, &c).await;
-        let total = event["event"]["data"]["cpu"]["usage"]["total"]
-            .as_u64()
-            .unwrap();
-        near(total, cpu_time(w, &c.id), "cpuacct.usage or cpu.stat");
+        let after = kernel();
+        let told = [&c.id, &idle.id].map(|id| event["containerUsage"][id].as_u64().unwrap());
+        for (at, used) in told.into_iter().enumerate() {
+            assert!((before[at]..=after[at]).contains(&used), "{at}: {used}");
+        }
+        let usage = &event["event"]["data"]["cpu"]["usage"];
+        let of = |key: &str| usage[key].as_u64().unwrap();
+        assert!((before[0]..=told[0]).contains(&of("total")), "{usage}");
         let clocks: Duration = clocks.split_ascii_whitespace().map(clock).sum();
         let clocks = u64::try_from(clocks.as_nanos()).unwrap();
-        let used = event["containerUsage"][&c.id].as_u64().unwrap();
-        assert_eq!(used, total);
-        // What came before the shell, from the fork on, is the container's too.
-        let start = event["containerUsage"][&idle.id].as_u64().unwrap();
-        near(used.saturating_sub(start), clocks, "times");
-        near(start, cpu_time(w, &idle.id), "of the other container");
-        let usage = &event["event"]["data"]["cpu"]["usage"];
-        let modes = usage["user"].as_u64().unwrap() + usage["kernel"].as_u64().unwrap();
-        near(modes, total, "user and kernel");
+        near(told[0] - start, clocks, "times");
+        near(of("user") + of("kernel"), of("total"), "user and kernel");
         c.end().await;
         idle.end().await;
     });
@@ -156,27 +195,25 @@ fn memory_is_that_of_the_usage_file() {
             .run()
             .await;
         assert_eq!(c.line().await, "ready");
-        let memory = data(&pod, &c).await["memory"].clone();
+        let dir = w.cgroup_dir("memory", &c.id);
         let file = |v1: &str, v2: &str| {
-            let dir = w.cgroup_dir("memory", &c.id);
-            number(&dir.join(v1))
-                .or_else(|| number(&dir.join(v2)))
-                .unwrap()
+            let v1 = number(&dir.join(v1));
+            v1.or_else(|| number(&dir.join(v2))).unwrap()
         };
-        let of = |key: &str| memory["usage"][key].as_u64().unwrap();
-        near(
-            of("usage"),
-            file("memory.usage_in_bytes", "memory.current"),
-            "usage file",
-        );
-        assert!(of("usage") >= 48 * MIB, "{memory}");
-        assert_eq!(of("limit"), file("memory.limit_in_bytes", "memory.max"));
-        let stat = w.cgroup_dir("memory", &c.id).join("memory.stat");
-        near(
-            memory["cache"].as_u64().unwrap(),
-            key(&stat, &["cache", "file"]),
-            "memory.stat",
-        );
+        let kernel = || {
+            [
+                file("memory.usage_in_bytes", "memory.current"),
+                file("memory.limit_in_bytes", "memory.max"),
+                key(&dir.join("memory.stat"), &["cache", "file"]),
+            ]
+        };
+        let (kernel, data) = at_rest(kernel, async || data(&pod, &c).await).await;
+        let memory = &data["memory"];
+        let of = |value: &Value| value.as_u64().unwrap();
+        let usage = &memory["usage"];
+        let told = [&usage["usage"], &usage["limit"], &memory["cache"]].map(of);
+        assert_eq!(told, kernel, "{memory}");
+        assert!(told[0] >= 48 * MIB, "{memory}");
         c.end().await;
     });
 }
@@ -241,12 +278,14 @@ fn block_io_is_that_of_the_io_files_and_of_what_was_read_and_written() {
         }
         let mut c = c.run().await;
         assert_eq!(c.line().await, "ready");
-        let data = data(&pod, &c).await;
-        for op in ["Read", "Write"] {
+        const OPS: [&str; 2] = ["Read", "Write"];
+        let kernel = || OPS.map(|op| io_bytes(w, &c.id, op));
+        let (kernel, data) = at_rest(kernel, async || data(&pod, &c).await).await;
+        for (op, kernel) in OPS.into_iter().zip(kernel) {
             let entries = data["blkio"]["ioServiceBytesRecursive"].as_array().unwrap();
             let of = entries.iter().filter(|e| e["op"] == op);
             let got: u64 = of.map(|e| e["value"].as_u64().unwrap()).sum();
-            assert_eq!(got, io_bytes(w, &c.id, op), "{op}");
+            assert_eq!(got, kernel, "{op}");
             // A file system in memory, or of a network, has no block device beneath.
             if major != 0 {
                 near(got, 16 * MIB, op);
