@@ -205,6 +205,8 @@ impl Live {
             std::future::pending::<()>().await;
         };
         let ended = tokio::select! {
+            // One that ended in time has, also if it is looked at after that.
+            biased;
             dead = child.dead() => dead.map(|()| true)?,
             () = reading => false,
             () = sleep(limit) => false,
