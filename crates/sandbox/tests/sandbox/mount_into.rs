@@ -1,18 +1,24 @@
 //! Mounts into containers that run.
 
 use std::fs;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, chown, symlink};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use berm_sandbox::Error;
 use berm_sys::Kind;
 use berm_testkit::cases::Case;
+use rustix::fs::inotify;
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::{Value, json};
+use tokio::time::sleep;
 
 use crate::container::{Made, process};
 use crate::control::Client;
-use crate::world::{Pod, world, world_with};
+use crate::world::{Pod, SOON, world, world_with};
 
 pub(crate) const CASES: &[Case] = berm_testkit::cases![
     a_directory_comes_to_a_running_container_with_the_ids_of_its_pod,
@@ -66,6 +72,32 @@ async fn mount_in(
     sandbox
         .mount(&c.id, fstype, source, Path::new(to), &options)
         .await
+}
+
+/// Hears of the end of the file system that is mounted at a place.
+fn watch(at: &Path) -> OwnedFd {
+    let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+    let hears = inotify::init(flags).unwrap();
+    // IN_UNMOUNT comes unasked.
+    inotify::add_watch(&hears, at, inotify::WatchFlags::DELETE_SELF).unwrap();
+    hears
+}
+
+/// Unmounts it here; nobody else has it, in whatever mount namespace: it comes to its end.
+async fn unmount_the_last(at: &Path, hears: OwnedFd) {
+    unmount(at, UnmountFlags::empty()).unwrap();
+    let mut room = [MaybeUninit::uninit(); 512];
+    let mut events = inotify::Reader::new(&hears, &mut room);
+    let until = Instant::now() + SOON;
+    loop {
+        match events.next() {
+            Ok(event) if event.events().contains(inotify::ReadFlags::UNMOUNT) => return,
+            // The kernel takes down in its own time what a mount namespace leaves.
+            Err(Errno::AGAIN) => sleep(Duration::from_millis(2)).await,
+            other => drop(other.unwrap()),
+        }
+        assert!(Instant::now() < until, "somebody has {at:?}");
+    }
 }
 
 /// The mounts of this process: the host's.
@@ -156,6 +188,7 @@ fn mounts_below_a_source_come_along_with_rbind_alone() {
         let below = source.join("below");
         fs::create_dir(&below).unwrap();
         mount("tmpfs", &below, "tmpfs", MountFlags::empty(), c"mode=755").unwrap();
+        let hears = watch(&below);
         fs::write(below.join("file"), "deep\n").unwrap();
         bind(&c, &source, "/plain", &["bind"]).await.unwrap();
         match bind(&c, &source, "/whole", &["rbind"]).await {
@@ -166,7 +199,7 @@ fn mounts_below_a_source_come_along_with_rbind_alone() {
         assert_eq!(c.exec_sh("ls /plain/below | wc -l").await.1.trim(), "0");
         c.end().await;
         // Nothing of the container holds it.
-        unmount(&below, UnmountFlags::empty()).unwrap();
+        unmount_the_last(&below, hears).await;
     });
 }
 
@@ -313,8 +346,7 @@ fn a_mount_goes_with_its_container_and_is_seen_by_no_other() {
         let other = sleeper(&pod).await;
         let source = w.dir("volume");
         mount("tmpfs", &source, "tmpfs", MountFlags::empty(), c"size=1m").unwrap();
-        let pages = source.join("pages");
-        fs::write(&pages, vec![1; 900 << 10]).unwrap();
+        let hears = watch(&source);
         let before = hosts();
         let options = ["ro", "rprivate"];
         match bind(&c, &source, "/data", &options).await {
@@ -329,16 +361,7 @@ fn a_mount_goes_with_its_container_and_is_seen_by_no_other() {
             }
         }
         c.end().await;
-        unmount(&source, UnmountFlags::empty()).unwrap();
-        // A file system with nobody left is freed: the next one has its number again.
-        let numbers = |_| {
-            mount("tmpfs", &source, "tmpfs", MountFlags::empty(), c"size=1m").unwrap();
-            let number = fs::metadata(&source).unwrap().dev();
-            unmount(&source, UnmountFlags::empty()).unwrap();
-            number
-        };
-        let [first, second] = [0, 1].map(numbers);
-        assert_eq!(first, second);
+        unmount_the_last(&source, hears).await;
         other.end().await;
     });
 }
