@@ -12,7 +12,6 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use berm_sys::process::{Fork, exit, fork};
 use berm_testkit::cases::Case;
@@ -50,9 +49,7 @@ impl Stranger {
     /// One call over a connection of its own: the whole reply and its files.
     fn reply(&self, request: &str, fds: &[BorrowedFd<'_>]) -> (Value, Vec<OwnedFd>) {
         let stream = UnixStream::connect(&self.socket).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
+        stream.set_read_timeout(Some(SOON * 2)).unwrap();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !fds.is_empty() {

@@ -1,9 +1,13 @@
 //! The life of pods, containers and execs: states, exits, their order.
 
+use std::fs;
+use std::time::{Duration, Instant};
+
 use berm_sandbox::Status;
 use berm_sys::Kind;
 use berm_testkit::cases::Case;
-use tokio::time::timeout;
+use berm_testkit::process::descendants;
+use tokio::time::{sleep, timeout};
 
 use crate::container::process;
 use crate::world::{SOON, world};
@@ -257,15 +261,19 @@ fn a_container_in_the_shared_pid_namespace_takes_its_background_children_along()
             .run()
             .await;
         assert_eq!(c.wait().await.status, 6);
-        // All writers are dead when the exit is told: the pipe ends.
+        // None is left in its cgroup when the exit is told, and all writers are dead.
+        let procs = w.cgroup_dir("pids", &c.id).join("cgroup.procs");
+        assert_eq!(fs::read_to_string(procs).unwrap(), "");
         assert_eq!(c.text().await, "ready\n");
-        // What is left is dead, and PID 1 reaps it in its own time.
-        let init = pod.init().unsigned_abs();
-        let left = berm_testkit::process::descendants(init);
-        assert!(
-            left.iter().all(|p| p.state == 'Z' || p.state == 'X'),
-            "{left:?}"
-        );
+        // The kernel makes zombies of them a moment after they left the cgroup, and PID 1 reaps
+        // those in its own time.
+        let until = Instant::now() + SOON;
+        let mut left = descendants(pod.init().unsigned_abs());
+        while left.iter().any(|p| p.state != 'Z' && p.state != 'X') {
+            assert!(Instant::now() < until, "{left:?}");
+            sleep(Duration::from_millis(1)).await;
+            left = descendants(pod.init().unsigned_abs());
+        }
         c.delete().await.unwrap();
     });
 }

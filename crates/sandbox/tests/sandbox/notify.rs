@@ -6,6 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Instant;
 
 use berm_sys::Kind;
 use berm_testkit::cases::Case;
@@ -17,7 +18,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::UnixListener;
 
 use crate::container::Container;
-use crate::world::{World, world};
+use crate::world::{SOON, World, world};
 
 pub(crate) const CASES: &[Case] = berm_testkit::cases![
     an_agent_answers_for_a_container_and_for_each_of_its_execs,
@@ -71,6 +72,17 @@ impl Agent {
             told,
             serving,
         }
+    }
+
+    /// What it was told, once that is `count` documents. A process that makes no notified call
+    /// waits for no agent: it may end before the agent has read of it.
+    async fn told(&self, count: usize) -> Vec<Value> {
+        let until = Instant::now() + SOON;
+        while self.told.borrow().len() < count {
+            assert!(Instant::now() < until, "{:?}", self.told.borrow());
+            tokio::task::yield_now().await;
+        }
+        self.told.borrow().clone()
     }
 }
 
@@ -169,7 +181,7 @@ fn an_agent_answers_for_a_container_and_for_each_of_its_execs() {
             assert_eq!(made.line().await, "made");
             let (_, text) = made.exec_sh("mkdir /tmp/y").await;
             assert!(text.contains("No medium found"), "{text}");
-            let told = agent.told.borrow().clone();
+            let told = agent.told(2).await;
             let [first, exec] = &told[..] else {
                 panic!("{told:?}")
             };
@@ -219,7 +231,7 @@ fn a_start_hook_is_notified_of_and_gets_no_descriptor() {
             text.starts_with("0\n1\n2\n3\n") && text.contains("No medium found"),
             "{text}"
         );
-        assert_eq!((status, agent.told.borrow().len()), (0, 2));
+        assert_eq!((status, agent.told(2).await.len()), (0, 2));
     });
 }
 
