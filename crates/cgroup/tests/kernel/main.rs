@@ -26,7 +26,7 @@ use berm_cgroup::{Cgroup, CgroupPath, Host, Mode};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Nothing here takes so long, unless it hangs.
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The lines of this host's cgroup mounts for which `keep` is true.
 fn host_with(keep: impl Fn(&str) -> bool) -> Arc<Host> {
@@ -92,7 +92,7 @@ fn path(host: &Host, name: &str) -> CgroupPath {
 
 /// A deadline that nothing here should reach.
 fn soon() -> Instant {
-    Instant::now() + DEADLINE * 6
+    Instant::now() + DEADLINE * 2
 }
 
 /// Asks again until it is true. For what the kernel has no event for.
