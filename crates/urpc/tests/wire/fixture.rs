@@ -19,7 +19,7 @@ use serde_json::Value;
 use tokio::sync::{Notify, oneshot};
 
 /// No wait of a test lasts longer; nothing waits for it to pass.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A directory that is removed at the end.
 pub(crate) struct Directory(pub(crate) PathBuf);
