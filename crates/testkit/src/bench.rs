@@ -10,6 +10,7 @@ mod memory;
 mod peer;
 mod report;
 mod rows;
+mod scrape;
 mod view;
 
 use std::path::PathBuf;
@@ -37,6 +38,8 @@ pub enum Row {
     Memory,
     /// Pods per second, four at once
     Throughput,
+    /// Metrics of a hundred pods, Berm's alone
+    Scrape,
 }
 
 /// A runtime behind containerd-shim-runc-v2.
@@ -209,6 +212,12 @@ async fn measure(args: &Args, peers: &[Peer]) -> Result<bool, Error> {
     }
     if asked(Row::Memory) {
         memory::pss(&bed, peers, &mut report).await?;
+    }
+    if let Some(berm) = peers
+        .iter()
+        .find(|peer| asked(Row::Scrape) && peer.has_metrics())
+    {
+        scrape::scrapes(&bed, berm, args.n, &mut report).await?;
     }
     print!("{report}");
     println!("{} s", begin.elapsed().as_secs());

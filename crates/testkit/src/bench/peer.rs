@@ -1,8 +1,12 @@
 //! Who is measured.
 
+use std::path::Path;
+
 use super::{Args, Bed, Error, Other};
 use crate::peers::Peers;
 use crate::shimclient::{self, Pod, ShimBinary};
+
+const BERM: &str = "berm";
 
 /// One shim with its runtime.
 #[derive(Clone, Debug)]
@@ -15,6 +19,24 @@ impl Peer {
     /// Its name in the table.
     pub(super) fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// Whether there is a metric server for it.
+    pub(super) fn has_metrics(&self) -> bool {
+        self.name == BERM
+    }
+
+    /// Its shim.
+    pub(super) fn path(&self) -> &Path {
+        self.binary.path()
+    }
+
+    /// The same with this configuration of Berm.
+    pub(super) fn with_config(&self, toml: &str) -> Self {
+        Self {
+            name: self.name,
+            binary: self.binary.clone().config(toml),
+        }
     }
 
     /// Says of an error whose it was, and in which row.
@@ -50,7 +72,7 @@ pub(super) fn find(args: &Args) -> Result<Vec<Peer>, Error> {
             source,
         })?;
         found.push(Peer {
-            name: "berm",
+            name: BERM,
             binary: ShimBinary::new(path),
         });
     }

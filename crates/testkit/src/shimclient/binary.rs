@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, Extension, LogLevel};
-use containerd_shim_protos::protobuf::{EnumOrUnknown, Message, MessageField};
+use containerd_shim_protos::protobuf::{
+    self, CodedOutputStream, EnumOrUnknown, Message, MessageField,
+};
 use containerd_shim_protos::shim::oci::Options;
 use containerd_shim_protos::types::introspection::RuntimeInfo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -21,6 +23,9 @@ use super::{Answer, Any, Bundle, Error, Exit, Generation, Node};
 const OUTPUT_LIMIT: u64 = 64 << 10;
 /// containerd gives `start` its own call's deadline and `delete` 5 s; here both get this.
 const DEADLINE: Duration = Duration::from_secs(30);
+
+/// `runtimeoptions.v1.Options.config_body`, which the protos crate lacks.
+const CONFIG_BODY: u32 = 3;
 
 /// A shim binary and how containerd is configured to run it.
 #[derive(Clone, Debug)]
@@ -60,6 +65,15 @@ impl ShimBinary {
         self.options(Any {
             type_url: "containerd.runc.v1.Options".to_owned(),
             value: options.write_to_bytes().unwrap_or_default(),
+            ..Any::default()
+        })
+    }
+
+    /// With the text of a configuration file of Berm (`runtimeoptions.v1.Options.config_body`).
+    pub fn config(self, toml: &str) -> Self {
+        self.options(Any {
+            type_url: "runtimeoptions.v1.Options".to_owned(),
+            value: field(CONFIG_BODY, toml).unwrap_or_default(),
             ..Any::default()
         })
     }
@@ -283,4 +297,14 @@ async fn read(pipe: Option<pipe::Receiver>) -> std::io::Result<Vec<u8>> {
         pipe.take(OUTPUT_LIMIT).read_to_end(&mut output).await?;
     }
     Ok(output)
+}
+
+/// A message with one field, a text.
+fn field(number: u32, text: &str) -> protobuf::Result<Vec<u8>> {
+    let mut message = Vec::new();
+    let mut out = CodedOutputStream::vec(&mut message);
+    out.write_string(number, text)?;
+    out.flush()?;
+    drop(out);
+    Ok(message)
 }
