@@ -220,15 +220,20 @@ fn root_of_a_pod_neither_kills_nor_stops_pid_1() {
     });
 }
 
-fn short(deadline: Duration, body: impl AsyncFnOnce(&World, &Path)) {
+/// Far below the default, and above what a loaded machine needs for what nobody attacks.
+const DEADLINE: Duration = Duration::from_secs(3);
+/// How long a call may take that fails at its deadline.
+const IN_TIME: Duration = Duration::from_secs(15);
+
+fn short(body: impl AsyncFnOnce(&World, &Path)) {
     world_with(
-        |config| config.stage_deadline = deadline,
+        |config| config.stage_deadline = DEADLINE,
         async |w| body(w, program()).await,
     );
 }
 
 fn a_gated_process_that_the_pod_kills_or_stops_fails_its_start_in_time() {
-    short(Duration::from_secs(1), async |w, program| {
+    short(async |w, program| {
         let pod = w.pod().await;
         for (signal, kind) in [("9", Kind::Unavailable), ("19", Kind::DeadlineExceeded)] {
             for shares in [false, true] {
@@ -246,7 +251,7 @@ fn a_gated_process_that_the_pod_kills_or_stops_fails_its_start_in_time() {
                 } else {
                     assert_eq!(signal, "9");
                 }
-                assert!(begin.elapsed() < Duration::from_secs(3));
+                assert!(begin.elapsed() < IN_TIME);
                 assert_eq!(gated.wait().await.status, 137);
                 gated.delete().await.unwrap();
             }
@@ -262,10 +267,13 @@ async fn storm<'p>(pod: &'p Pod<'_>, program: &Path, signal: &str) -> Made<'p> {
     storm
 }
 
-/// Creates containers in a pod that is under attack; what fails does so in time, with a reason.
-async fn under_attack(pod: &Pod<'_>, limit: Duration) -> usize {
-    let mut failed = 0;
-    for round in 0..10 {
+/// Creates containers in a pod that is under attack, so many and until one is hit; what fails does
+/// so in time, with a reason.
+async fn under_attack(pod: &Pod<'_>, rounds: usize) {
+    let (mut failed, mut round, until) = (0, 0, Instant::now() + SOON * 3);
+    while round < rounds || failed == 0 {
+        assert!(Instant::now() < until, "the attack hits nothing");
+        round += 1;
         let begin = Instant::now();
         let container = pod.container(&["/bin/sleep", "1000"]);
         let container = placed(container, round % 2 == 0);
@@ -285,17 +293,15 @@ async fn under_attack(pod: &Pod<'_>, limit: Duration) -> usize {
                 assert!(kinds.contains(&error.kind()), "{}", error.chain());
             }
         }
-        assert!(begin.elapsed() < limit, "{:?}", begin.elapsed());
+        assert!(begin.elapsed() < IN_TIME, "{:?}", begin.elapsed());
     }
-    failed
 }
 
 fn a_pod_that_stops_all_it_can_delays_creations_to_the_deadline_and_no_longer() {
-    short(Duration::from_millis(300), async |w, program| {
+    short(async |w, program| {
         let pod = w.pod().await;
         let storm = storm(&pod, program, "19").await;
-        let failed = under_attack(&pod, Duration::from_secs(3)).await;
-        assert!(failed > 0, "the attack hits nothing");
+        under_attack(&pod, 4).await;
         let next = w.pod().await;
         assert_eq!(next.sh("echo next").output().await, (0, "next\n".into()));
         storm.end().await;
@@ -305,11 +311,10 @@ fn a_pod_that_stops_all_it_can_delays_creations_to_the_deadline_and_no_longer() 
 }
 
 fn a_pod_that_kills_all_it_can_fails_creations_and_is_removed_all_the_same() {
-    short(Duration::from_millis(300), async |w, program| {
+    short(async |w, program| {
         let pod = w.pod().await;
         let storm = storm(&pod, program, "9").await;
-        let failed = under_attack(&pod, Duration::from_secs(3)).await;
-        assert!(failed > 0, "the attack hits nothing");
+        under_attack(&pod, 10).await;
         storm.end().await;
         unharmed(w, &pod).await;
         pod.end().await;
@@ -328,7 +333,7 @@ fn a_first_process_that_never_reaps_ends_like_any_other() {
         pod.sandbox.stats(&made.id).unwrap();
         let begin = Instant::now();
         made.end().await;
-        assert!(begin.elapsed() < SOON / 2);
+        assert!(begin.elapsed() < IN_TIME);
         unharmed(w, &pod).await;
     });
 }
