@@ -1,15 +1,14 @@
 //! `linux.netDevices`, on a node that is a network namespace of the case's own.
 
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use berm_sys::Kind;
 use berm_sys::process::{flags, unshare};
 use berm_testkit::cases::Case;
 use serde_json::json;
-use tokio::time::sleep;
 
-use crate::world::{Pod, SOON, World, world};
+use crate::figures::until;
+use crate::world::{Pod, World, world};
 
 pub(crate) const CASES: &[Case] = berm_testkit::cases![
     a_device_moves_with_all_that_it_is_and_ends_with_the_pod,
@@ -97,12 +96,8 @@ fn a_device_moves_with_all_that_it_is_and_ends_with_the_pod() {
         check(&seen(&pod, "net0").await, 1, "net0");
         pod.end().await;
         pod.sandbox.destroy().await;
-        let until = Instant::now() + SOON;
-        while names() != ["lo"] {
-            // The kernel takes a network namespace apart in the background.
-            assert!(Instant::now() < until, "{:?}", names());
-            sleep(Duration::from_millis(5)).await;
-        }
+        // The kernel takes a network namespace apart in the background.
+        until("only lo is left", || names() == ["lo"]).await;
     });
 }
 
@@ -130,6 +125,11 @@ fn the_devices_of_a_sandbox_are_there_for_all_its_containers() {
 fn devices_that_cannot_be_moved_are_refused_and_the_node_is_as_it_was() {
     node(async |w| {
         let pod = w.pod().await;
+        // The kernel tells up to a second later that a link is up.
+        until("all are up", || {
+            ip("-o link").matches("state UP").count() == 4
+        })
+        .await;
         let before = configured();
         for (devices, kind, want) in [
             (
@@ -154,7 +154,7 @@ fn devices_that_cannot_be_moved_are_refused_and_the_node_is_as_it_was() {
             assert!(error.to_string().contains(want), "{error}");
             let there = seen(&pod, "net0").await + &seen(&pod, "here2").await;
             assert_eq!(there.matches("can't find device").count(), 2, "{there}");
-            assert_eq!(configured(), before);
+            until("they are as they were", || configured() == before).await;
         }
     });
 }
