@@ -18,7 +18,8 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::world::{Pod, SOON, world};
+use crate::figures::until;
+use crate::world::{Pod, SOON, World, world};
 
 pub(crate) const CASES: &[Case] = berm_testkit::cases![
     a_container_is_described_under_gvisors_names,
@@ -129,6 +130,17 @@ impl Client {
     }
 }
 
+/// Waits until the kernel counts so many processes in a container: one that has ended counts until
+/// it is reaped.
+pub(crate) async fn until_counted(w: &World, id: &str, count: u32) {
+    let file = w.cgroup_dir("pids", id).join("pids.current");
+    let want = format!("{count}\n");
+    until("others have ended", || {
+        std::fs::read_to_string(&file).unwrap() == want
+    })
+    .await;
+}
+
 pub(crate) fn exec_args(id: &str, script: &str) -> Value {
     json!({"ContainerID": id, "argv": ["/bin/sh", "-c", script], "envv": ["PATH=/bin"]})
 }
@@ -147,14 +159,10 @@ fn a_container_is_described_under_gvisors_names() {
         c.start().await.unwrap();
         assert_eq!(client.ok("ContainerRuntimeState", id.clone()).await, 2);
         // Both have become what they are once the shell is gone.
-        let processes = loop {
-            let list = client.ok("Processes", id.clone()).await;
-            let all = list.as_array().unwrap().clone();
-            if all.len() == 2 && all.iter().all(|p| p["cmd"] == "sleep 1000") {
-                break all;
-            }
-        };
-        golden("containerManager.Processes", &json!(processes));
+        pod.until_runs(&c.id, &["sleep 1000"; 2]).await;
+        let processes = client.ok("Processes", id.clone()).await;
+        golden("containerManager.Processes", &processes);
+        until_counted(w, &c.id, 2).await;
         assert_eq!(processes[0]["host_pid"], c.pid);
         let first = processes[0].as_object().unwrap();
         for (key, want) in [
@@ -447,15 +455,9 @@ fn what_is_unknown_is_refused_with_its_kind() {
             let (kind, text) = client.refused(method, arg).await;
             assert_eq!(kind, want, "{method}: {text}");
         }
-        assert_eq!(
-            client
-                .ok("Processes", json!(c.id))
-                .await
-                .as_array()
-                .unwrap()
-                .len(),
-            1
-        );
+        pod.until_runs(&c.id, &["/bin/sleep 1000"]).await;
+        let processes = client.ok("Processes", json!(c.id)).await;
+        assert_eq!(processes.as_array().unwrap().len(), 1, "{processes}");
         c.end().await;
     });
 }
@@ -465,6 +467,7 @@ fn requests_in_one_write_are_all_answered_in_order() {
         let pod = w.pod().await;
         let client = Client::to(&pod).await;
         let id = pod.id();
+        pod.until_runs(id, &["berm-init"]).await;
         let request = |method: &str| {
             json!({"method": format!("containerManager.{method}"), "arg": id}).to_string()
         };

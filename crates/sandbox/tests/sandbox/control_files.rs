@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use berm_testkit::cases::Case;
 use serde_json::{Value, json};
 
-use crate::control::{Client, golden};
+use crate::control::{Client, golden, until_counted};
 use crate::world::{World, world};
 
 pub(crate) const CASES: &[Case] = berm_testkit::cases![
@@ -42,6 +42,8 @@ fn control_files_are_read_and_written_by_name() {
         let done = results(&client, true, json!([{"file": pids, "value": "77"}])).await;
         assert_eq!(done[0], json!({"value": "", "is_error": false}));
         assert_eq!(fs::read_to_string(pids_max(w, &c.id)).unwrap(), "77\n");
+        until_counted(w, &c.id, 1).await;
+        until_counted(w, pod.id(), 1).await;
         let read = json!([
             {"file": pids},
             {"file": file("pids", &path, "pids.current")},

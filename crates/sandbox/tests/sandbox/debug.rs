@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use berm_testkit::cases::Case;
 use serde_json::{Value, json};
 
-use crate::control::{Client, golden};
+use crate::control::{Client, golden, until_counted};
 use crate::host::without;
 use crate::world::{Pod, world};
 
@@ -18,6 +18,9 @@ pub(crate) const CASES: &[Case] = berm_testkit::cases![
     processes_of_a_host_pid_pod_are_told_by_the_hosts_numbers,
     debug_calls_refuse_what_they_do_not_know,
 ];
+
+/// PID 1 of a pod.
+const INIT: &str = "berm-init";
 
 async fn result(pod: &Pod<'_>, method: &str, arg: Value) -> Value {
     let (reply, _) = Client::to(pod).await.call_with(method, arg, &[]).await;
@@ -33,6 +36,8 @@ fn procfs_dump_tells_all_of_every_process_with_escapes() {
             .set("/process/env", json!(["A=b\u{1b}[2J", "PATH=/bin"]))
             .set("/process/cwd", json!("/tmp"));
         let c = c.run().await;
+        pod.until_runs(pod.id(), &[INIT]).await;
+        pod.until_runs(&c.id, &["/bin/sleep 1000"]).await;
         let dump = result(&pod, "containerManager.ProcfsDump", Value::Null).await;
         golden("containerManager.ProcfsDump", &dump);
         let all = dump.as_array().unwrap();
@@ -103,6 +108,7 @@ fn procfs_dump_names_what_it_leaves_out() {
             .container(&["/bin/sleep", "1000"])
             .set("/process/env", env);
         let c = c.run().await;
+        pod.until_runs(&c.id, &["/bin/sleep 1000"]).await;
         let dump = result(&pod, "containerManager.ProcfsDump", Value::Null).await;
         let mut all = dump.as_array().unwrap().iter();
         let sleep = all.find(|p| p["container"] == c.id).unwrap();
@@ -124,6 +130,10 @@ fn ps_is_a_table_of_every_process_of_the_pod() {
             .unwrap();
         let ended = pod.container(&["/bin/true"]).run().await;
         ended.wait().await;
+        pod.until_runs(pod.id(), &[INIT]).await;
+        pod.until_runs(&c.id, &["/bin/sleep 1000"]).await;
+        pod.until_runs(&other.id, &["/bin/sleep 2000"]).await;
+        until_counted(w, &created.id, 1).await;
         let text = result(&pod, "Proc.Ps", json!({})).await;
         let text = text.as_str().unwrap();
         let rows: Vec<Vec<&str>> = text
@@ -168,6 +178,8 @@ fn stacks_tell_what_every_thread_waits_for() {
         let pod = w.pod().await;
         let mut c = pod.sh("echo ready; exec cat").run().await;
         assert_eq!(c.line().await, "ready");
+        pod.until_runs(pod.id(), &[INIT]).await;
+        pod.until_runs(&c.id, &["cat"]).await;
         // Asked until it waits: nothing tells when it does. What is told of a thread that runs is
         // of more than one moment.
         let (text, of) = loop {
@@ -263,6 +275,9 @@ fn processes_of_a_host_pid_pod_are_told_by_the_hosts_numbers() {
         let mut c = pod.sh(script).shared_pidns().run().await;
         assert_eq!(c.line().await, "ready");
         let nested = pod.container(&["/bin/sleep", "2000"]).run().await;
+        pod.until_runs(&nested.id, &["/bin/sleep 2000"]).await;
+        let shell = format!("/bin/sh -c {script}");
+        pod.until_runs(&c.id, &[&shell, "sleep 1000"]).await;
         let list = result(&pod, "containerManager.Processes", json!(c.id)).await;
         let list = list.as_array().unwrap();
         assert_eq!(list.len(), 2, "{list:?}");

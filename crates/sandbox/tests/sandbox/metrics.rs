@@ -8,7 +8,7 @@ use berm_sys::Kind;
 use berm_testkit::cases::Case;
 use serde_json::{Value, json};
 
-use crate::control::Client;
+use crate::control::{Client, until_counted};
 use crate::world::{Pod, World, world, world_with};
 
 pub(crate) const CASES: &[Case] = berm_testkit::cases![
@@ -106,6 +106,7 @@ fn every_export_is_as_registered_and_its_figures_are_the_cgroups() {
         let script = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo done; exec sleep 1000";
         let mut c = pod.sh(script).run().await;
         assert_eq!(c.line().await, "done");
+        until_counted(w, &c.id, 1).await;
         let registered = pod.sandbox.registered_metrics().unwrap();
         let mut verifier = Verifier::new(registered);
         for _ in 0..2 {

@@ -132,7 +132,8 @@ fn a_forwarded_port_that_is_idle_keeps_no_pipe() {
         };
         let before = pipes();
         let mut stream = forwarded(&pod, &c.id, 7000).await;
-        for _ in 0..2 {
+        let mut seen = 0;
+        while seen < 2 {
             stream.write_all(b"to and fro").await.unwrap();
             let mut back = [0; 10];
             timeout(SOON, stream.read_exact(&mut back))
@@ -140,7 +141,8 @@ fn a_forwarded_port_that_is_idle_keeps_no_pipe() {
                 .unwrap()
                 .unwrap();
             assert_eq!(&back, b"to and fro");
-            assert!(pipes() > before);
+            // None if this machine has stood still for a second since.
+            seen += usize::from(pipes() > before);
             let idle = async {
                 while pipes() > before {
                     tokio::task::yield_now().await;

@@ -282,6 +282,24 @@ impl Pod<'_> {
         self.container(&["/bin/sh", "-c", script])
     }
 
+    /// Waits until a container runs these commands and nothing else: a process that has been started
+    /// may still be on its way into its program, and who made it on the way out.
+    pub(crate) async fn until_runs(&self, id: &str, commands: &[&str]) {
+        let until = Instant::now() + SOON;
+        loop {
+            let processes = self.sandbox.processes(id).await.unwrap();
+            if processes
+                .iter()
+                .map(|p| p.cmd.as_str())
+                .eq(commands.iter().copied())
+            {
+                return;
+            }
+            assert!(Instant::now() < until, "{processes:?}");
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     /// Every event so far.
     pub(crate) fn told(&self) -> Vec<Event> {
         let mut told = self.told.borrow_mut();
