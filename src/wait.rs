@@ -95,6 +95,8 @@ async fn wait(args: &Args, target: &Target, container: &str) -> Result<u32, Erro
     let mut call = std::pin::pin!(client.call(method, &arg));
     loop {
         tokio::select! {
+            // Polled first, it has sent the request before a line says that somebody waits.
+            biased;
             reply = &mut call => return Ok(reply?.result()?),
             _ = second.tick() => {
                 progress.show(&format!("waiting for {what}: {}", age(begun.elapsed().as_secs())));

@@ -1,5 +1,6 @@
 //! A client that does not block its thread, for who asks many sockets at once.
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
@@ -100,20 +101,24 @@ fn epoll(error: std::io::Error) -> Error {
     Error::Register { source: error }
 }
 
+/// Sends all of it. It tries before it waits: a new socket has room, so the request is on its way
+/// once the call was polled.
 async fn send(socket: &UnixStream, request: &[u8]) -> Result<(), Error> {
     let mut sender = Sender::new(request, &[]);
+    let mut sent = sender.try_send(socket.as_fd());
     loop {
+        match sent {
+            Ok(false) => {}
+            // The server refused it early; its words may be waiting.
+            Ok(true) | Err(Errno::PIPE | Errno::CONNRESET) => return Ok(()),
+            Err(errno) => return Err(failed("sendmsg")(errno)),
+        }
         socket.writable().await.map_err(epoll)?;
-        let sent = attempt(socket, Interest::WRITABLE, |fd| {
+        let attempted = attempt(socket, Interest::WRITABLE, |fd| {
             let sent = sender.try_send(fd);
             (sent != Ok(false)).then_some(sent)
         });
-        match sent.map_err(epoll)? {
-            None | Some(Ok(false)) => {}
-            // The server refused it early; its words may be waiting.
-            Some(Ok(true) | Err(Errno::PIPE | Errno::CONNRESET)) => return Ok(()),
-            Some(Err(errno)) => return Err(failed("sendmsg")(errno)),
-        }
+        sent = attempted.map_err(epoll)?.unwrap_or(Ok(false));
     }
 }
 
