@@ -2,6 +2,7 @@
 //! alone, by files that only they see in place of the node's; and `su`, newuidmap(1), newgidmap(1).
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test fails by panicking.
 
+use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -9,14 +10,14 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde_json::Value;
 
 /// No wait lasts longer; nothing waits for it to pass.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 /// How many ids the user is lent.
 const LENT: u32 = 65_536;
 
@@ -42,7 +43,9 @@ impl User {
     fn poor() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let uid = 54_000 + std::process::id() % 1000 + number * 1000;
+        // Nobody else's, not even those of the same tests that run beside these.
+        let own = std::process::id() % 1000;
+        let uid = 54_000 + own + number * 1000;
         let name = format!("berm-test-{uid}");
         let home = std::env::temp_dir().join(&name);
         for sub in [
@@ -56,16 +59,16 @@ impl User {
             fs::create_dir_all(home.join(sub)).unwrap();
         }
         let user = Self {
-            first: 0x6000_0000 + number * LENT,
+            first: 0x1000_0000 + (own * 20 + number) * LENT,
             home,
             name,
             uid,
         };
-        fs::copy("/bin/busybox", user.home.join("root/bin/busybox")).unwrap();
+        user.copy("/bin/busybox", "root/bin/busybox");
         for applet in ["sh", "sleep", "cat", "id", "chown", "touch", "stat"] {
             symlink("busybox", user.home.join("root/bin").join(applet)).unwrap();
         }
-        fs::copy(env!("CARGO_BIN_EXE_berm"), user.home.join("berm")).unwrap();
+        user.copy(env!("CARGO_BIN_EXE_berm"), "berm");
         user.write("volume/file", "of the host\n");
         for owned in ["", "root", "root/tmp", "volume", "volume/file"] {
             chown(user.home.join(owned), Some(uid), Some(uid)).unwrap();
@@ -85,11 +88,20 @@ impl User {
         fs::write(self.home.join(name), text).unwrap();
     }
 
+    /// Copies a program that is to be run. By a process of its own: what another thread forks has
+    /// this one's open files until its execve, and a file that is open for writing cannot be run.
+    fn copy(&self, from: impl AsRef<OsStr>, name: &str) {
+        let mut copy = Command::new("cp");
+        copy.arg(from.as_ref()).arg(self.home.join(name));
+        assert!(copy.status().unwrap().success(), "{name}");
+    }
+
     /// A program of the user's that comes before the node's.
     fn program(&self, name: &str, script: &str) {
-        let path = self.home.join(name);
-        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
+        let text = format!("{name}.text");
+        self.write(&text, &format!("#!/bin/sh\n{script}\n"));
+        self.copy(self.home.join(&text), name);
+        fs::set_permissions(self.home.join(name), Permissions::from_mode(0o755)).unwrap();
     }
 
     /// The user's shell runs this in its home, with `$PATH` as it is given.
@@ -158,7 +170,10 @@ impl User {
             let Ok(status) = fs::read_to_string(path.join("status")) else {
                 continue;
             };
-            if status.contains("State:\tZ") {
+            if ["State:\tZ", "State:\tX"]
+                .iter()
+                .any(|s| status.contains(s))
+            {
                 continue;
             }
             let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
@@ -233,7 +248,14 @@ fn an_ordinary_user_runs_enters_sees_and_ends_a_sandbox() {
         (&user.first.into(), &LENT.into())
     );
 
-    let ps = user.json("ps mine --json");
+    // The shell becomes it in its own time.
+    let until = Instant::now() + SOON;
+    let ps = loop {
+        let ps = user.json("ps mine --json");
+        if ps[0]["cmd"] == "sleep 1000" || Instant::now() > until {
+            break ps;
+        }
+    };
     assert_eq!(ps[0]["cmd"], "sleep 1000");
     assert_eq!(ps[0]["pid"], 1);
 

@@ -10,7 +10,9 @@ use std::process::{Command, Stdio};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::world::{World, berm, code, expect, json, output, ready, text};
+use crate::world::{
+    SOON, World, berm, code, copy_program, dead_socket, expect, json, output, ready, text,
+};
 
 #[test]
 fn a_sandbox_dies_with_a_berm_run_that_is_killed_and_the_next_one_sweeps_what_is_left() {
@@ -95,7 +97,7 @@ fn a_file_that_cannot_be_passed_is_refused_by_its_number() {
 fn run_and_exec_run_a_program_of_the_host_under_the_name_that_the_command_gives_it() {
     let world = World::new();
     let own = std::env::temp_dir().join(format!("{}-program", world.name));
-    std::fs::copy("/bin/busybox", &own).unwrap();
+    copy_program("/bin/busybox", &own);
     let program = own.to_str().unwrap();
     let options = ["--exec-file", program];
     let out = world.run(&options, "echo $0; exit 4").output().unwrap();
@@ -169,7 +171,7 @@ fn a_console_socket_that_cannot_be_used_is_refused_and_nothing_runs() {
     let name = world.name.as_str();
     let root = world.dir.to_str().unwrap();
     let deaf = world.dir.join("deaf.sock");
-    drop(UnixListener::bind(&deaf).unwrap());
+    dead_socket(&deaf);
     let deaf = deaf.to_str().unwrap();
     for (options, code, want) in [
         (&["--console-socket", deaf][..], 2, "--tty"),
@@ -301,7 +303,7 @@ fn a_killed_run_leaves_no_file_and_no_loop_device_of_its_layer() {
     run.kill().unwrap();
     run.wait().unwrap();
     // The kernel frees it with the last mount namespace, in its own time.
-    let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let until = std::time::Instant::now() + SOON;
     while !shown_files(&world.dir).is_empty() {
         assert!(
             std::time::Instant::now() < until,

@@ -25,6 +25,7 @@ fn a_sandbox_is_seen_entered_and_ended_by_its_name() {
     let world = World::new();
     let name = world.name.as_str();
     let run = world.background("exec sleep 1000");
+    world.until_it_is("sleep 1000");
     assert!(world.is_listed());
 
     let state = json(&["state", name, "--json"]);

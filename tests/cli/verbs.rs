@@ -136,6 +136,7 @@ fn debug_tells_states_stacks_and_what_proc_says() {
     let world = World::new();
     let name = world.name.as_str();
     let run = world.background("exec sleep 1000");
+    world.until_it_is("sleep 1000");
     let people = text(&output(&["debug", name]).stdout);
     assert!(
         people.starts_with(&format!("{name} running (pid ")),

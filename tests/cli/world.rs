@@ -7,14 +7,15 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
 
 /// No wait lasts longer; nothing waits for it to pass.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 pub(crate) fn berm(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_berm"));
@@ -64,6 +65,20 @@ pub(crate) fn code(mut child: Child) -> i32 {
     child.wait().unwrap().code().unwrap()
 }
 
+/// Copies a program that is to be run. By a process of its own: what another thread forks has this
+/// one's open files until its execve, and a file that is open for writing cannot be run (ETXTBSY).
+pub(crate) fn copy_program(from: &str, to: &Path) {
+    let copied = Command::new("cp").arg(from).arg(to).status().unwrap();
+    assert!(copied.success(), "{to:?}");
+}
+
+/// A socket that nobody serves any more. It never was: a process that another thread forks just
+/// then would have a listening one open for a moment longer.
+pub(crate) fn dead_socket(path: &Path) {
+    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
+}
+
 /// A directory with busybox as root file system, and a name for its sandbox.
 pub(crate) struct World {
     pub(crate) dir: PathBuf,
@@ -74,12 +89,13 @@ impl World {
     pub(crate) fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("cli-test-{}-{number}", std::process::id());
+        // None is the beginning of another: by that it would be found once it is gone itself.
+        let name = format!("cli-test-{}-{number:03}", std::process::id());
         let dir = std::env::temp_dir().join(&name);
         for sub in ["bin", "dev", "etc", "proc", "sys", "tmp", "root", "srv"] {
             std::fs::create_dir_all(dir.join(sub)).unwrap();
         }
-        std::fs::copy("/bin/busybox", dir.join("bin/busybox")).unwrap();
+        copy_program("/bin/busybox", &dir.join("bin/busybox"));
         for applet in [
             "sh", "sleep", "cat", "id", "ls", "stty", "echo", "touch", "pwd", "nc",
         ] {
@@ -105,6 +121,18 @@ impl World {
         let mut out = File::from(OwnedFd::from(child.stdout.take().unwrap()));
         expect(&mut out, "ready");
         child
+    }
+
+    /// Waits until its command is this one: the shell has become it then.
+    pub(crate) fn until_it_is(&self, command: &str) {
+        let until = Instant::now() + SOON;
+        loop {
+            let ps = json(&["ps", &self.name, "--json"]);
+            if ps[0]["cmd"] == command {
+                return;
+            }
+            assert!(Instant::now() < until, "no {command:?} in {ps}");
+        }
     }
 
     pub(crate) fn is_listed(&self) -> bool {
