@@ -11,9 +11,11 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use berm_sys::Kind;
-use berm_testkit::shimclient::{Container, Image, Node, Pod, ShimBinary, Stdio};
+use berm_testkit::shimclient::{Container, Image, Node, Pod, ShimBinary, Stdio, write_program};
 
 const SLEEP: [&str; 2] = ["/bin/sleep", "infinity"];
+/// No wait lasts longer; nothing waits for it to pass.
+const SOON: Duration = Duration::from_secs(60);
 
 struct World {
     node: Node,
@@ -56,8 +58,7 @@ impl World {
     fn script(&self, name: &str, body: &str) -> String {
         let path = self.path(name);
         let dir = self.node.dir().display();
-        fs::write(&path, format!("#!/bin/sh\ndir={dir}\n{body}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&path, &format!("#!/bin/sh\ndir={dir}\n{body}\n")).unwrap();
         path.display().to_string()
     }
 }
@@ -81,15 +82,20 @@ fn open_files(pid: &str) -> Vec<String> {
 
 /// Copies both streams to files until they end, as loggers do.
 const COPIES: &str = "cat <&3 >$dir/out & cat <&4 >$dir/err & wait";
+/// The same, and however long that takes after the end of the streams.
+const COPIES_ALL: &str = "trap '' TERM; cat <&3 >$dir/out & cat <&4 >$dir/err & wait";
+/// Delete waits 1 s for a logger that stays, and 12 s more for one that does not end at SIGTERM.
+const KILLED_AFTER: Duration = Duration::from_secs(13);
 
 #[tokio::test]
 async fn a_program_gets_its_arguments_environment_descriptors_and_every_byte() {
     let world = World::new().await;
     let pod = world.pod().await;
+    // It is a child that says ready: the files of the shell itself are looked at from then on.
     let script = format!(
         "printf '%s\\n' \"$@\" >$dir/args; tr '\\0' '\\n' </proc/$$/environ >$dir/env
          echo $$ >$dir/pid; ps -o ppid= -p $$ >$dir/parent
-         echo ready >&5; {COPIES}"
+         (echo ready >&5); {COPIES_ALL}"
     );
     let script = world.script("logger", &script);
     // Longer than a pipe, by a process that ends at once.
@@ -135,7 +141,8 @@ async fn a_program_gets_its_arguments_environment_descriptors_and_every_byte() {
 async fn only_binary_v2_takes_an_end_without_a_word_for_a_failure() {
     let world = World::new().await;
     let pod = world.pod().await;
-    let mute = world.script("mute", "exec 5>&-; cat <&3 >$dir/out");
+    // Of those that are given up one may come to open its file after the last has written.
+    let mute = world.script("mute", "trap '' TERM; exec 5>&-; cat <&3 >>$dir/out");
     let dies = world.script("dies", "exit 1");
     let mut container = world.container(&pod, &["/bin/echo", "hello"]).await;
     for (uri, want, kind) in [
@@ -188,7 +195,7 @@ async fn a_logger_that_stays_is_told_to_end_by_delete() {
     let start = Instant::now();
     container.remove().await.unwrap();
     assert_eq!(world.text("told"), "told\n");
-    assert!(start.elapsed() < Duration::from_secs(8));
+    assert!(start.elapsed() < KILLED_AFTER);
     pod.stop(Vec::new()).await.unwrap();
 }
 
@@ -210,6 +217,15 @@ async fn a_file_gets_both_streams_of_containers_and_execs_and_keeps_what_it_had(
         .await;
     container.log_to(&uri);
     container.start().await.unwrap();
+    // It writes in its own time, and is killed at the end.
+    let until = Instant::now() + SOON;
+    while !["out\n", "err\n"]
+        .iter()
+        .all(|l| world.text("logs/deep/log").contains(l))
+    {
+        assert!(Instant::now() < until, "{}", world.text("logs/deep/log"));
+        tokio::task::yield_now().await;
+    }
     let (task, id) = (container.task().unwrap(), container.id());
     for (exec, stderr, terminal) in [
         ("e1", uri.as_str(), false),
@@ -262,7 +278,7 @@ async fn an_execs_logger_is_named_after_it_and_a_child_that_stays_holds_nobody_u
     task.wait(id, "e1").await.unwrap();
     let start = Instant::now();
     task.delete(id, "e1").await.unwrap();
-    assert!(start.elapsed() < Duration::from_secs(8));
+    assert!(start.elapsed() < KILLED_AFTER);
     assert_eq!(
         (world.text("id"), world.text("out")),
         ("e1\n".into(), "said\n".into())
@@ -274,7 +290,7 @@ async fn an_execs_logger_is_named_after_it_and_a_child_that_stays_holds_nobody_u
 async fn a_terminals_output_goes_to_descriptor_three() {
     let world = World::new().await;
     let pod = world.pod().await;
-    let script = world.script("logger", &format!("exec 5>&-; {COPIES}"));
+    let script = world.script("logger", &format!("exec 5>&-; {COPIES_ALL}"));
     let mut container = world
         .container(&pod, &["/bin/sh", "-c", "echo a; echo b >&2"])
         .await;

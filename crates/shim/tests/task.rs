@@ -20,7 +20,7 @@ use containerd_shim_protos::protobuf::Message;
 use tokio::task::JoinSet;
 
 const SLEEP: [&str; 2] = ["/bin/sleep", "infinity"];
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 const SIGKILL: u32 = 9;
 
 fn berm() -> ShimBinary {

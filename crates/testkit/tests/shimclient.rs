@@ -5,21 +5,19 @@
     reason = "a test fails by panicking"
 )]
 
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use berm_sys::Kind;
 use berm_testkit::peers::Peers;
 use berm_testkit::shimclient::{
-    Body, Bundle, Container, Event, Generation, Image, Node, Pod, ShimBinary,
+    Body, Bundle, Container, Event, Generation, Image, Node, Pod, ShimBinary, write_program,
 };
 use containerd_shim_protos::bootstrap_api::BootstrapParams;
 use containerd_shim_protos::protobuf::Message;
 
 const SLEEP: [&str; 2] = ["/bin/sleep", "infinity"];
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 fn runc() -> ShimBinary {
     let peers = Peers::ensure().unwrap();
@@ -139,8 +137,7 @@ const RECORDER: &str = "#!/bin/sh\necho \"$@\" >args; env >env; cat >stdin; echo
 async fn each_generation_gives_start_its_own_environment_and_input() {
     let node = Node::new("berm-test").await.unwrap();
     let script = node.dir().join("recorder");
-    std::fs::write(&script, RECORDER).unwrap();
-    std::fs::set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
+    write_program(&script, RECORDER).unwrap();
     for (generation, environment, params) in [
         (Generation::V1_6, false, false),
         (Generation::V1_7, true, false),

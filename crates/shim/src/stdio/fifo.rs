@@ -19,7 +19,7 @@ use crate::error::Error;
 
 /// How long a process waits for somebody who reads what it will write. A client that never reads
 /// has its process all the same, and the shim keeps what it writes until Delete.
-const READER_DEADLINE: Duration = Duration::from_secs(2);
+pub(super) const READER_DEADLINE: Duration = Duration::from_secs(2);
 /// Between two looks for a reader: from the first to the last, doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LAST_PAUSE: Duration = Duration::from_millis(16);

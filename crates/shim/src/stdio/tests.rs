@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::*;
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(60);
 
 struct Fifos {
     _dir: tempfile::TempDir,
@@ -78,13 +78,19 @@ fn a_process_waits_until_containerd_reads_what_it_will_write() {
             namespace: "n",
             id: "c",
         };
+        let begun = Instant::now();
         let opening = super::open(Process::Exec, &fifos.paths, None, who, SOON);
         tokio::pin!(opening);
         let early = timeout(Duration::from_millis(5), &mut opening).await;
-        assert!(early.is_err(), "nobody reads yet");
+        // On a machine that stood still for so long nobody is waited for any more.
+        let patient = begun.elapsed() < fifo::READER_DEADLINE;
+        assert!(early.is_err() || !patient, "nobody reads yet");
         let stdout = fifos.reader();
         let stderr = open(&fifos.paths.stderr, OFlags::RDONLY | OFlags::NONBLOCK);
-        let (stdio, ends) = opening.await.unwrap();
+        let (stdio, ends) = match early {
+            Ok(opened) => opened.unwrap(),
+            Err(_) => opening.await.unwrap(),
+        };
         let mut process = File::from(stdio.stdout.unwrap());
         process.write_all(b"all").unwrap();
         drop((process, stdio.stderr));

@@ -16,6 +16,9 @@ use ttrpc::{Code, context};
 use super::*;
 use crate::connection::{Incoming, Open};
 
+/// No test takes longer.
+const SOON: Duration = Duration::from_secs(60);
+
 /// A pod at the far end of a socket, as the daemon serves it.
 fn served<F: Future<Output = ()>>(test: impl FnOnce(String, Rc<Pod>) -> F) {
     let dir = tempfile::tempdir().unwrap();
@@ -46,9 +49,7 @@ fn served<F: Future<Output = ()>>(test: impl FnOnce(String, Rc<Pod>) -> F) {
             }
         });
         let address = format!("unix://{}", path.display());
-        timeout(Duration::from_secs(20), test(address, pod))
-            .await
-            .unwrap();
+        timeout(SOON, test(address, pod)).await.unwrap();
     });
 }
 
@@ -291,10 +292,7 @@ fn the_shim_ends_when_shutdown_was_asked_for_and_nothing_is_left() {
         }
         assert!(!ended.get(), "a container is left");
         assert!(pod.remove("c1").is_some());
-        timeout(Duration::from_secs(5), wait)
-            .await
-            .unwrap()
-            .unwrap();
+        timeout(SOON, wait).await.unwrap().unwrap();
         assert!(ended.get());
     });
 }

@@ -109,7 +109,7 @@ impl Container {
     pub async fn exec(&self, exec_id: &str, args: &[&str]) -> Result<ExecOutput, Error> {
         let mut fifos = self.exec_fifos(exec_id)?;
         let (pid, exit) = self.exec_on(exec_id, args, &fifos).await?;
-        let (stdout, stderr) = fifos.output(Duration::from_secs(10)).await?;
+        let (stdout, stderr) = fifos.output(Duration::from_secs(60)).await?;
         Ok(ExecOutput {
             pid,
             status: exit.status,

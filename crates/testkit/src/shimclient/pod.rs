@@ -12,7 +12,7 @@ use super::{
 /// SIGKILL as the Task API numbers it.
 const SIGKILL: u32 = 9;
 /// How long a shim may live on after its last task.
-const EXIT_DEADLINE: Duration = Duration::from_secs(10);
+const EXIT_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A pod on a node. Prepared, then with a shim, then running.
 #[derive(Debug)]
@@ -198,7 +198,7 @@ impl<'n> Pod<'n> {
     /// Waits until the shim's process is gone; for after [`stop_sandbox`](Self::stop_sandbox).
     ///
     /// # Errors
-    /// [`Error::Deadline`] if it stays for 10 s.
+    /// [`Error::Deadline`] if it stays for 60 s.
     pub async fn shim_exited(&self) -> Result<(), Error> {
         let process = self.process.as_ref();
         let process = process.ok_or_else(|| self.order("stop its sandbox first"))?;

@@ -91,11 +91,11 @@ impl AsFd for Process {
     }
 }
 
-/// Kills and reaps every process for which `mine` holds, until none is left or 5 s are over.
+/// Kills and reaps every process for which `mine` holds, until none is left or 30 s are over.
 ///
 /// `mine` gets the process's directory in `/proc`. Used where there is no runtime any more.
 pub(super) fn kill_all(mine: impl Fn(&Path) -> bool) {
-    let end = Instant::now() + Duration::from_secs(5);
+    let end = Instant::now() + Duration::from_secs(30);
     while Instant::now() < end {
         let found: Vec<Process> = pids()
             .filter(|pid| mine(Path::new(&format!("/proc/{pid}"))))

@@ -87,9 +87,9 @@ impl Fifos {
     /// Writes to the process's stdin.
     ///
     /// # Errors
-    /// [`Error::File`] if it has none, or if nobody takes the bytes within 10 s.
+    /// [`Error::File`] if it has none, or if nobody takes the bytes within 60 s.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        let deadline = Duration::from_secs(10);
+        let deadline = Duration::from_secs(60);
         let Some(stdin) = &mut self.stdin else {
             return Err(Error::file("write", &self.dir)(
                 std::io::ErrorKind::BrokenPipe.into(),
