@@ -279,7 +279,10 @@ fn end_leftovers() -> std::io::Result<Vec<String>> {
         if processes.is_empty() || Instant::now() > until {
             return Ok(left);
         }
-        for found in processes.iter().filter(|found| found.state != 'Z') {
+        for found in processes
+            .iter()
+            .filter(|found| !matches!(found.state, 'Z' | 'X'))
+        {
             left.push(found.to_string());
             found.kill();
         }

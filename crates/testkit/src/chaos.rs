@@ -80,7 +80,7 @@ impl Victim {
 }
 
 /// Longest time that what the killed ones left may take to go, once the pod is removed.
-const CLEAN: Duration = Duration::from_secs(6);
+const CLEAN: Duration = Duration::from_secs(30);
 /// How the guard tells a file of a container's bundle.
 const BUNDLE: &str = " file /run/containerd/io.containerd.runtime.v2.task/k8s.io/";
 /// What the guard says of a shim's socket.

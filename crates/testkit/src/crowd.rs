@@ -37,7 +37,7 @@ const CPUS: usize = 2;
 /// Longest time of one call: fifty-nine others are served meanwhile.
 const PATIENCE: Duration = Duration::from_secs(180);
 /// Longest time that the kernel may take to forget what was removed.
-const CLEAN: Duration = Duration::from_secs(20);
+const CLEAN: Duration = Duration::from_secs(60);
 
 /// Runs the rounds and prints a line for each; false when something went wrong.
 /// # Errors

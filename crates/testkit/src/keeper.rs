@@ -30,6 +30,9 @@ use crate::cgroups;
 use crate::error::{Error, call, file};
 use crate::process;
 
+/// How long its processes may take to end.
+const END: Duration = Duration::from_secs(60);
+
 /// Runs the keeper until its standard input ends.
 /// # Errors
 /// [`Error::Call`] when the kernel refuses a namespace or a mount; it needs root.
@@ -150,7 +153,7 @@ impl Keeper {
 
     /// Kills until nobody is left; who is frozen must be thawed to die.
     fn end(&self) -> Result<(), Error> {
-        let end = Instant::now() + crate::command::patient(Duration::from_secs(20));
+        let end = Instant::now() + crate::command::patient(END);
         loop {
             cgroups::thaw();
             let left = process::descendants(std::process::id());
@@ -160,10 +163,7 @@ impl Keeper {
             left.iter().for_each(|process| process.kill());
             if !crate::command::readable(&self.signals, end)? {
                 let what = format!("the end of {left:?}");
-                return Err(Error::Deadline {
-                    what,
-                    limit: Duration::from_secs(20),
-                });
+                return Err(Error::Deadline { what, limit: END });
             }
             self.reap()?;
         }

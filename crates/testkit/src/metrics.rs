@@ -27,7 +27,7 @@ pub struct Args {
 /// On the loopback of the node's own network namespace.
 const SERVER: &str = "127.0.0.1:9469";
 const PROMETHEUS: &str = "127.0.0.1:9090";
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 /// Between two questions.
 const REST: Duration = Duration::from_millis(50);
 

@@ -29,7 +29,7 @@ const FIRST: &str = "/run/containerd/containerd.sock";
 const SECOND: &str = "/run/second/containerd.sock";
 /// The name that every task has.
 const TASK: &str = "same";
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 /// Runs the test; false when something went wrong.
 /// # Errors
@@ -122,7 +122,7 @@ fn neighbours(node: &mut Node) -> Result<(), Error> {
         place.remove(node)?;
     }
     println!("one containerd was killed and started again, all three live");
-    guard.assert_clean(Duration::from_secs(10))
+    guard.assert_clean(SOON)
 }
 
 fn check(right: bool, what: impl FnOnce() -> String) -> Result<(), Error> {

@@ -68,7 +68,7 @@ pub struct Node {
 }
 
 const SOCKET: &str = "/run/containerd/containerd.sock";
-const START: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_secs(120);
 /// Longest time that a call of ctr or crictl may take.
 pub const CALL: Duration = Duration::from_secs(60);
 
@@ -231,7 +231,7 @@ impl Node {
         if self.to_keeper.take().is_none() {
             return Ok(());
         }
-        let limit = Duration::from_secs(30);
+        let limit = Duration::from_secs(120);
         let pidfd = command::pidfd(self.keeper.id())?;
         if !command::readable(&pidfd, Instant::now() + command::patient(limit))? {
             return Err(Error::Deadline {
@@ -254,7 +254,7 @@ impl Node {
     fn end_containerd(&self, signal: Signal) -> Result<(), Error> {
         let pidfd = command::pidfd(self.containerd)?;
         process::send(self.containerd, signal);
-        let limit = Duration::from_secs(20);
+        let limit = Duration::from_secs(60);
         if command::readable(&pidfd, Instant::now() + command::patient(limit))? {
             return Ok(());
         }

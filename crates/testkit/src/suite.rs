@@ -84,7 +84,7 @@ pub struct Plan {
 }
 
 /// Time that a pod's remains have to go.
-const CLEAN: Duration = Duration::from_secs(5);
+const CLEAN: Duration = Duration::from_secs(30);
 
 /// Runs all pods of the plan and prints a line for each.
 /// # Errors

@@ -18,7 +18,7 @@ use crate::process;
 const CONTAINER_CODE: u32 = 7;
 const TASK_CODE: u32 = 5;
 const TASK: &str = "chaos-away";
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 /// A pod with a container that will end and one that will not, and a task that will end.
 pub(super) struct Scene {

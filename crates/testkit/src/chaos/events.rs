@@ -14,6 +14,9 @@ use crate::error::{Error, call, file};
 use crate::guard::pause;
 use crate::node::Node;
 
+/// What is told later than this is taken for not told.
+const SOON: Duration = Duration::from_secs(30);
+
 /// A container's first process, or an exec of it.
 type Key = (String, String);
 
@@ -44,11 +47,11 @@ impl Told {
 
     /// Makes an event again and again until it is told.
     fn wait_until_it_hears(&self, node: &Node) -> Result<(), Error> {
-        let end = Instant::now() + Duration::from_secs(10);
+        let end = Instant::now() + SOON;
         while self.text()?.is_empty() {
             if Instant::now() > end {
                 let what = "a subscription to events".into();
-                let limit = Duration::from_secs(10);
+                let limit = SOON;
                 return Err(Error::Deadline { what, limit });
             }
             let (image, value) = (crate::image::BUSYBOX, format!("chaos={:?}", Instant::now()));
@@ -229,7 +232,7 @@ impl Ledger {
 
 /// Asks until nothing is wrong: the last words may be on their way.
 fn until_empty(mut ask: impl FnMut() -> Result<Vec<String>, Error>) -> Result<Vec<String>, Error> {
-    let end = Instant::now() + Duration::from_secs(3);
+    let end = Instant::now() + SOON;
     loop {
         let wrong = ask()?;
         if wrong.is_empty() || Instant::now() > end {

@@ -40,7 +40,7 @@ impl Moment {
 }
 
 /// Longest time that a removal may take to work after a kill.
-const REMOVAL: Duration = Duration::from_secs(30);
+const REMOVAL: Duration = Duration::from_secs(120);
 
 pub(super) struct Life<'a> {
     node: &'a Node,

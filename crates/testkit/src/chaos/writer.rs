@@ -75,8 +75,8 @@ impl Writer {
     /// Ends it in order, and says what was wrong with it or with its output.
     pub(super) fn finish(&mut self, node: &Node) -> Result<Vec<String>, Error> {
         let cri = Cri::new(node);
-        cri.stop(&self.container, 10)?.ok()?;
-        let status = cri.wait(&self.container, Duration::from_secs(10))?;
+        cri.stop(&self.container, 50)?.ok()?;
+        let status = cri.wait(&self.container, Duration::from_secs(60))?;
         let mut wrong = Vec::new();
         let code = &status["status"]["exitCode"];
         if *code != 4 {

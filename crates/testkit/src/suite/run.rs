@@ -18,7 +18,7 @@ use crate::node::{CALL, Node};
 use crate::{cgroups, guard};
 
 /// Longest wait of a step that names none.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs every step of `pod` and gives what was not as promised.
 pub(super) fn pod(node: &Node, runtime: Runtime, pod: &Pod) -> Result<(), Vec<String>> {
@@ -126,7 +126,9 @@ impl<'a> Run<'a> {
                 let limit = step
                     .timeout
                     .map_or(PATIENCE, |s| Duration::from_secs(s.into()));
-                Ok(ended(&self.cri.wait(&self.id(step)?, limit)?))
+                let id = self.id(step)?;
+                let got = ended(&self.cri.wait(&id, limit)?);
+                self.with_reason(step, &id, got)
             }
             Verb::Exec => self.exec(step),
             Verb::Attach => {
@@ -291,6 +293,18 @@ impl<'a> Run<'a> {
             }
             guard::pause(Duration::from_millis(10));
         }
+    }
+
+    /// What CRI says once it knows why the container ended: runc's shim may tell of the OOM killer
+    /// after the exit, Berm's must not.
+    fn with_reason(&self, step: &Step, id: &str, mut got: Got) -> Result<Got, Error> {
+        let end = Instant::now() + command::patient(PATIENCE);
+        let late = |got: &Got| step.reason.as_ref().is_some_and(|r| *r != got.reason);
+        while self.runtime != Runtime::Berm && late(&got) && Instant::now() < end {
+            guard::pause(Duration::from_millis(10));
+            got = ended(&self.cri.inspect(id)?);
+        }
+        Ok(got)
     }
 
     fn kill(&self, step: &Step) -> Result<Got, Error> {
