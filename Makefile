@@ -4,6 +4,8 @@ KIT := cargo run --quiet --package berm-testkit --
 SHIM := $(TARGET)/release/containerd-shim-berm-v1
 PREFIX ?= /usr/local
 DESTDIR ?=
+# A registry that does not answer at once.
+export CARGO_NET_RETRY ?= 10
 
 .PHONY: build check test test-all test-guest critest readme-table try chaos bench install peers clean
 

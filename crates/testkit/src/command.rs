@@ -93,6 +93,26 @@ pub fn run(mut command: Command, stdin: &[u8], limit: Duration) -> Result<Output
     })
 }
 
+/// Seconds between tries of what asks a mirror of packages: it may be out of reach for a moment.
+const RESTS: [u64; 4] = [2, 10, 30, 60];
+
+/// Does what needs a mirror of packages until it works: five tries, with rests between.
+/// # Errors
+/// Those of the last try.
+pub(crate) fn insist<T>(mut what: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+    for seconds in RESTS {
+        match what() {
+            Err(error @ (Error::Failed { .. } | Error::Deadline { .. })) => {
+                let why = crate::error::chain(&error);
+                eprintln!("{why}; tried again in {seconds} s");
+                crate::guard::pause(Duration::from_secs(seconds));
+            }
+            done => return done,
+        }
+    }
+    what()
+}
+
 /// The exit code that a shell would show.
 #[must_use]
 pub fn code(status: ExitStatus) -> i32 {

@@ -40,18 +40,12 @@ fn install(peers: &Peers) -> Result<PathBuf, Error> {
         return Ok(found);
     }
     println!("building cargo-deny (some minutes, once)");
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     // Without optimisation it is built in half the time and is still fast enough.
-    cargo
-        .args([
-            "install",
-            "--quiet",
-            "--locked",
-            "--debug",
-            "cargo-deny",
-            "--root",
-        ])
-        .arg(peers::root());
-    command::run(cargo, b"", Duration::from_secs(1800))?.ok()?;
+    let words = ["install", "--quiet", "--locked", "--debug", "cargo-deny"];
+    command::insist(|| {
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.args(words).arg("--root").arg(peers::root());
+        command::run(cargo, b"", Duration::from_secs(3600))?.ok()
+    })?;
     peers.find("cargo-deny")
 }

@@ -2,13 +2,14 @@
 //!
 //! Looked for in `$BERM_PEERS/bin` (default: `.cache/peers/bin` beside the workspace), then on
 //! `PATH`. What is missing is installed once: distribution packages by `apt-get`, containerd and
-//! crictl by `go install` in the versions named here. A second call only looks at files.
+//! crictl by `go install` in the versions named here. What a mirror does not answer is tried again.
+//! A second call only looks at files.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::command;
+use crate::command::{self, insist};
 use crate::error::{Error, file};
 
 /// The containerd that the tests run, with its `ctr` and its shim for runc.
@@ -35,6 +36,11 @@ const PACKAGES: &[(&str, &str)] = &[
     ("bindfs", "bindfs"),
     ("newuidmap", "uidmap"),
 ];
+
+/// Longest time for a download or an installation.
+const NET: Duration = Duration::from_secs(900);
+/// And for a build with what it downloads.
+const BUILD: Duration = Duration::from_secs(3600);
 
 const GO_PROGRAMS: &[&str] = &["containerd", "ctr", "containerd-shim-runc-v2", "crictl"];
 
@@ -116,17 +122,16 @@ impl Peers {
         eprintln!("fetching prometheus (once)");
         let dir = root().join("prometheus");
         std::fs::create_dir_all(&dir).map_err(file("mkdir", &dir))?;
+        apt_update(&[])?;
         // apt's name of the file has the version in it.
-        let script = "\"$0\" update -qq && \"$0\" download -qq prometheus && \
-                      dpkg-deb -x prometheus_*.deb . && rm prometheus_*.deb && \
+        let script = "\"$0\" download -qq prometheus && dpkg-deb -x prometheus_*.deb . && rm prometheus_*.deb && \
                       cp usr/bin/prometheus usr/bin/promtool \"$1\" && rm -r usr etc lib var";
-        let mut fetch = Command::new("sh");
-        fetch
-            .current_dir(&dir)
-            .args(["-c", script])
-            .arg(&apt)
-            .arg(&self.bin);
-        command::run(fetch, b"", Duration::from_secs(600))?.ok()?;
+        insist(|| {
+            let mut fetch = Command::new("sh");
+            fetch.current_dir(&dir).args(["-c", script]);
+            fetch.arg(&apt).arg(&self.bin);
+            command::run(fetch, b"", NET)?.ok()
+        })?;
         both()
     }
 
@@ -183,17 +188,33 @@ pub(crate) fn install(wanted: &[(&str, &str)]) -> Result<(), Error> {
         });
     };
     eprintln!("installing {}", missing.join(" "));
-    let mut update = Command::new(&apt);
-    update.args(["update", "-qq"]);
-    command::run(update, b"", Duration::from_secs(300))?.ok()?;
-    let mut install = Command::new(&apt);
-    install.env("DEBIAN_FRONTEND", "noninteractive");
-    install
-        .args(["install", "-y", "-qq", "--no-install-recommends"])
-        .args(missing);
-    command::run(install, b"", Duration::from_secs(600))?
-        .ok()
-        .map(drop)
+    apt_update(&[])?;
+    insist(|| {
+        let mut install = Command::new(&apt);
+        install.env("DEBIAN_FRONTEND", "noninteractive");
+        // Somebody else may be installing.
+        install.args(["-o", "DPkg::Lock::Timeout=300", "install", "-y", "-qq"]);
+        install.arg("--no-install-recommends").args(&missing);
+        command::run(install, b"", NET)?.ok().map(drop)
+    })
+}
+
+/// Brings apt's package lists up to date, with more `options`. A source that cannot be had, try
+/// after try, is left as it is.
+/// # Errors
+/// [`Error::Failed`] with apt's words.
+pub(crate) fn apt_update(options: &[String]) -> Result<(), Error> {
+    let update = |mode: &str| {
+        let mut update = Command::new("apt-get");
+        for option in options.iter().map(String::as_str).chain([mode]) {
+            update.args(["-o", option]);
+        }
+        update.args(["update", "-qq"]);
+        command::run(update, b"", NET)?.ok().map(drop)
+    };
+    // Without it apt takes it for good if a list could not be fetched.
+    insist(|| update("APT::Update::Error-Mode=any"))
+        .or_else(|_| update("APT::Update::Error-Mode=persistent-failure"))
 }
 
 fn go() -> Result<PathBuf, Error> {
@@ -207,14 +228,16 @@ fn install_go_programs(bin: &Path) -> Result<(), Error> {
     let go = go()?;
     std::fs::create_dir_all(bin).map_err(file("mkdir", bin))?;
     eprintln!("building containerd {CONTAINERD} and crictl {CRICTL} (some minutes, once)");
-    let mut containerd = Command::new(&go);
-    containerd.env("GOBIN", bin).arg("install");
-    containerd.args(
-        ["containerd", "ctr", "containerd-shim-runc-v2"].map(|program| {
-            format!("github.com/containerd/containerd/v2/cmd/{program}@{CONTAINERD}")
-        }),
-    );
-    command::run(containerd, b"", Duration::from_secs(1800))?.ok()?;
+    insist(|| {
+        let mut containerd = Command::new(&go);
+        containerd.env("GOBIN", bin).arg("install");
+        containerd.args(
+            ["containerd", "ctr", "containerd-shim-runc-v2"].map(|program| {
+                format!("github.com/containerd/containerd/v2/cmd/{program}@{CONTAINERD}")
+            }),
+        );
+        command::run(containerd, b"", BUILD)?.ok()
+    })?;
     install_crictl(&go, bin)
 }
 
@@ -240,16 +263,16 @@ fn in_cri_tools_module(
         let path = dir.join(name);
         std::fs::write(&path, text).map_err(file("write", path))?;
     }
-    let mut tidy = Command::new(go);
-    tidy.current_dir(&dir).args(["mod", "tidy"]);
-    command::run(tidy, b"", Duration::from_secs(600))?.ok()?;
-    let mut build = Command::new(go);
-    build.current_dir(&dir).env("GOFLAGS", "-mod=mod");
-    build
-        .args(verb)
-        .arg(output)
-        .arg(format!("{CRI_TOOLS}/{package}"));
-    command::run(build, b"", Duration::from_secs(1200))?
-        .ok()
-        .map(drop)
+    insist(|| {
+        let mut tidy = Command::new(go);
+        tidy.current_dir(&dir).args(["mod", "tidy"]);
+        command::run(tidy, b"", NET)?.ok()
+    })?;
+    insist(|| {
+        let mut build = Command::new(go);
+        build.current_dir(&dir).env("GOFLAGS", "-mod=mod");
+        build.args(verb).arg(output);
+        build.arg(format!("{CRI_TOOLS}/{package}"));
+        command::run(build, b"", BUILD)?.ok().map(drop)
+    })
 }

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::command::{self, Output};
+use crate::command::{self, Output, insist};
 use crate::error::{Error, file};
+use crate::peers::apt_update;
 
 /// Longest time for a download or an update.
-const NET: Duration = Duration::from_secs(600);
+const NET: Duration = Duration::from_secs(900);
 /// Where packages of a newer kernel than the release's own are.
 const BACKPORTS: &str = "trixie-backports";
 
@@ -35,11 +36,9 @@ pub(super) struct Lists {
 impl Lists {
     /// The machine's own, brought up to date.
     pub(super) fn own() -> Result<Self, Error> {
-        let lists = Self {
-            options: Vec::new(),
-        };
-        lists.run("apt-get", &["update", "-qq"])?;
-        Ok(lists)
+        let options = Vec::new();
+        apt_update(&options)?;
+        Ok(Self { options })
     }
 
     /// Those of the backports of the next release, kept in `dir`.
@@ -59,11 +58,10 @@ impl Lists {
             format!("Dir::State::lists={dir}/lists"),
             format!("Dir::Cache={dir}"),
         ];
-        let lists = Self {
+        apt_update(&options)?;
+        Ok(Self {
             options: options.into(),
-        };
-        lists.run("apt-get", &["update", "-qq"])?;
-        Ok(lists)
+        })
     }
 
     /// The newest package whose name matches the extended regular expression.
@@ -78,9 +76,11 @@ impl Lists {
 
     /// Downloads `package` and unpacks it into `dir`.
     pub(super) fn unpack(&self, package: &str, dir: &Path) -> Result<(), Error> {
-        let mut download = self.command("apt-get", &["download", "-qq", package]);
-        download.current_dir(dir);
-        command::run(download, b"", NET)?.ok()?;
+        insist(|| {
+            let mut download = self.command("apt-get", &["download", "-qq", package]);
+            download.current_dir(dir);
+            command::run(download, b"", NET)?.ok()
+        })?;
         for archive in files(dir)?.iter().filter(|path| has_extension(path, "deb")) {
             let mut unpack = Command::new("dpkg-deb");
             unpack.arg("-x").arg(archive).arg(dir);

@@ -362,12 +362,12 @@ mod tests {
     fn a_quote_in_a_script_is_no_end_of_it() {
         let job = Job {
             script: "echo 'a b'".into(),
-            limit: Duration::from_secs(9),
+            limit: Duration::from_secs(50),
             ..Job::default()
         };
         let mut bash = Command::new("bash");
         bash.arg("-c").arg(script(&job));
-        let output = command::run(bash, b"", Duration::from_secs(10)).unwrap();
+        let output = command::run(bash, b"", Duration::from_secs(60)).unwrap();
         assert_eq!(output.stdout, "a b\n");
     }
 }

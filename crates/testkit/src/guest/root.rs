@@ -43,7 +43,7 @@ const MASKED: &[&str] = &[
 ];
 
 const SIZE: &str = "6G";
-const LIMIT: Duration = Duration::from_secs(900);
+const LIMIT: Duration = Duration::from_secs(1800);
 
 /// The disk with the modules of `kernel`, in the cache.
 /// # Errors
@@ -66,11 +66,22 @@ pub(super) fn ensure(kernel: &Kernel) -> Result<PathBuf, Error> {
 
 fn bootstrap(release: &str, root: &Path) -> Result<(), Error> {
     eprintln!("building the guest's root file system");
+    command::insist(|| bootstrap_once(release, root))
+}
+
+fn bootstrap_once(release: &str, root: &Path) -> Result<(), Error> {
+    match std::fs::remove_dir_all(root) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(file("rm -r", root)(error));
+        }
+        _ => {}
+    }
     let mut mmdebstrap = Command::new("mmdebstrap");
     mmdebstrap
         .args(["--quiet", "--variant=minbase"])
         .arg(format!("--include={PACKAGES}"))
         .arg("--aptopt=Acquire::Languages \"none\"")
+        .arg("--aptopt=Acquire::Retries \"5\"")
         .arg("--dpkgopt=path-exclude=/usr/share/man/*")
         .arg("--dpkgopt=path-exclude=/usr/share/doc/*")
         .arg("--dpkgopt=path-exclude=/usr/share/locale/*")

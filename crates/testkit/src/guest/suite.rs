@@ -22,7 +22,7 @@ pub struct Args {
     #[arg(long)]
     shim: Option<PathBuf>,
     /// Seconds that one guest may take
-    #[arg(long, default_value_t = 900)]
+    #[arg(long, default_value_t = 2400)]
     limit: u64,
 }
 
