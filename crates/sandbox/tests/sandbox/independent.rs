@@ -128,6 +128,8 @@ fn stranger(talk: fn(&Stranger)) {
         async |w: &World| {
             let pod = w.pod().await;
             let c = pod.container(&["/bin/sleep", "1000"]).run().await;
+            pod.until_runs(pod.id(), &["berm-init"]).await;
+            pod.until_runs(&c.id, &["/bin/sleep 1000"]).await;
             let stranger = Stranger {
                 socket: pod.sandbox.record().control_socket_path.clone(),
                 sandbox: pod.id().to_owned(),

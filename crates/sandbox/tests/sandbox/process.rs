@@ -271,6 +271,7 @@ fn a_shared_pid_namespace_shows_the_processes_of_the_pod() {
             .shared_pidns()
             .run()
             .await;
+        pod.until_runs(&c.id, &["/bin/sleep 1000"]).await;
         let script = "cat /proc/1/comm; grep -l sleep /proc/[0-9]*/comm | wc -l";
         let (_, text) = pod.sh(script).shared_pidns().output().await;
         assert!(text.ends_with("\n1\n") && !text.starts_with("sh"), "{text}");

@@ -8,6 +8,7 @@ use berm_testkit::cases::Case;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::figures::until;
 use crate::world::{SOON, world};
 
 pub(crate) const CASES: &[Case] = berm_testkit::cases![
@@ -49,7 +50,8 @@ fn new_cgroup_is_that_of_the_sandbox_and_gone_with_it() {
         let pod = w.pod().await;
         let cgroup = pod.sandbox.new_cgroup().unwrap();
         assert_eq!(cgroup.path().relative(), pod.sandbox.record().cgroup);
-        assert_eq!(cgroup.pids().unwrap(), [pod.init()]);
+        // Who cloned it is in it until it has ended.
+        until("it is alone", || cgroup.pids().unwrap() == [pod.init()]).await;
         pod.end().await;
         let error = pod.sandbox.new_cgroup().unwrap_err();
         assert_eq!(error.kind(), Kind::NotFound, "{error}");

@@ -107,7 +107,8 @@ async fn assert_gone(w: &World, pod: &Pod<'_>, id: &str) {
 fn a_container_of_the_socket_runs_is_inspected_waited_for_and_destroyed() {
     world(async |w| {
         let pod = w.pod().await;
-        let (id, spec) = spec(&pod, "echo out; echo err >&2; read a; echo got $a; exit 6");
+        let script = "echo out; echo err >&2; read a; echo got $a; exit 6";
+        let (id, spec) = spec(&pod, script);
         create(&pod, &id).await.unwrap();
         let client = Client::to(&pod).await;
         assert_eq!(client.ok("ContainerRuntimeState", json!(id)).await, 1);
@@ -119,6 +120,8 @@ fn a_container_of_the_socket_runs_is_inspected_waited_for_and_destroyed() {
         assert_eq!(started.unwrap(), json!({}));
         drop((stdin, stdout, stderr));
         assert_eq!(client.ok("ContainerRuntimeState", json!(id)).await, 2);
+        pod.until_runs(&id, &[&format!("/bin/sh -c {script}")])
+            .await;
         let processes = client.ok("Processes", json!(id)).await;
         assert_eq!(processes.as_array().unwrap().len(), 1, "{processes}");
         let event = client.ok("Event", json!(id)).await;

@@ -35,9 +35,11 @@ pub(crate) const CASES: &[Case] = berm_testkit::cases![
     another_user_that_gets_past_the_directory_is_turned_away,
 ];
 
-/// A container that runs.
+/// A container that runs, and nothing else in it: whoever made it is gone.
 async fn sleeper<'p>(pod: &'p Pod<'p>) -> Made<'p> {
-    pod.container(&["/bin/sleep", "1000"]).run().await
+    let made = pod.container(&["/bin/sleep", "1000"]).run().await;
+    pod.until_runs(&made.id, &["/bin/sleep 1000"]).await;
+    made
 }
 
 /// The sandbox answers and the container works.

@@ -359,10 +359,15 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn new() -> Self {
-        let name = format!("berm-sandbox-test-{}", std::process::id());
-        let dir = std::env::temp_dir().join(&name);
-        fs::create_dir(&dir).unwrap();
-        Self { dir, cgroup: name }
+        // Someone killed, whose number we have, may have left the first.
+        let mut names = (0..).map(|n| format!("berm-sandbox-test-{}-{n}", std::process::id()));
+        let is_free = |name: &String| match fs::create_dir(std::env::temp_dir().join(name)) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => false,
+            made => made.map(|()| true).unwrap(),
+        };
+        let cgroup = names.find(is_free).unwrap();
+        let dir = std::env::temp_dir().join(&cgroup);
+        Self { dir, cgroup }
     }
 
     /// The settings of a sandbox whose state lies here.
