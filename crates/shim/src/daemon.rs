@@ -1,5 +1,6 @@
 //! The daemon: one thread that serves the pod until its last task is gone.
 
+use std::cell::Cell;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ use tokio::net::unix::pipe;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{LocalSet, spawn_local};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
@@ -26,6 +27,11 @@ use crate::task::{self, Pod, TaskService};
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// How long the last events may take to be sent; containerd may be down for good.
 const LAST_EVENTS: Duration = Duration::from_secs(5);
+
+/// So long after the last call the pod is left to itself.
+const REST: Duration = Duration::from_secs(1);
+/// Memory is given back no more often: to touch it again costs some page faults.
+const BETWEEN_RELEASES: Duration = Duration::from_secs(60);
 
 /// What the daemon is given at its start.
 #[derive(Debug)]
@@ -79,6 +85,7 @@ impl Daemon {
         let (service, mut calls) = TaskService::new();
         let mut server = start(listener, &self.socket, open.clone(), service).await?;
         let unknown = unknown(self.known);
+        let rest = Rest::default();
         tokio::pin!(unknown);
 
         loop {
@@ -86,13 +93,17 @@ impl Daemon {
                 biased;
                 _ = terminate.recv() => { pod.destroy("SIGTERM").await; break }
                 _ = interrupt.recv() => { pod.destroy("SIGINT").await; break }
-                Some(call) = calls.recv() => call(pod.clone()),
+                Some(call) = calls.recv() => {
+                    call(pod.clone());
+                    rest.later();
+                }
                 () = pod.ended() => break,
                 () = &mut unknown => {
                     log::warn!("containerd never got the address");
                     pod.destroy("start").await;
                     break;
                 }
+                () = rest.come() => rest.release(),
             }
         }
 
@@ -120,6 +131,40 @@ impl Daemon {
         }
         log::info!("the pod has ended");
         Ok(())
+    }
+}
+
+/// When the shim gives back the memory that only the making of things has needed: most of a pod's
+/// life nobody asks its shim for anything.
+#[derive(Default)]
+struct Rest {
+    next: Cell<Option<Instant>>,
+    released: Cell<Option<Instant>>,
+}
+
+impl Rest {
+    /// Somebody has called.
+    fn later(&self) {
+        let next = Instant::now() + REST;
+        let earliest = self.released.get().map(|at| at + BETWEEN_RELEASES);
+        self.next
+            .set(Some(earliest.map_or(next, |earliest| earliest.max(next))));
+    }
+
+    /// Ends when it is time; never, if nobody has called since the last time.
+    async fn come(&self) {
+        match self.next.get() {
+            Some(next) => sleep_until(next).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn release(&self) {
+        self.next.set(None);
+        self.released.set(Some(Instant::now()));
+        if let Err(e) = berm_sys::memory::release() {
+            log::warn!(err:% = e; "give memory back");
+        }
     }
 }
 
@@ -166,5 +211,26 @@ fn failed(call: &'static str) -> impl Fn(std::io::Error) -> Error {
         call,
         what: String::new(),
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_given_back_after_the_last_call_and_then_not_for_a_minute() {
+        let rest = Rest::default();
+        assert_eq!(rest.next.get(), None);
+        rest.later();
+        let first = rest.next.get().unwrap();
+        assert!(first <= Instant::now() + REST);
+        rest.later();
+        assert!(rest.next.get().unwrap() >= first);
+        rest.release();
+        assert_eq!(rest.next.get(), None, "nobody has called");
+        rest.later();
+        let released = rest.released.get().unwrap();
+        assert_eq!(rest.next.get(), Some(released + BETWEEN_RELEASES));
     }
 }

@@ -112,6 +112,47 @@ fn threads(pod: &Pod<'_>) -> usize {
         .count()
 }
 
+/// Kilobytes of heap and stack that a pod's shim has in memory.
+fn own_memory(pod: &Pod<'_>) -> u64 {
+    let pid = pod.shim().unwrap().process().pid();
+    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let mut lines = smaps.lines();
+    let mut own = 0;
+    while let Some(line) = lines.next() {
+        if line.ends_with("[heap]") || line.ends_with("[stack]") {
+            let rss = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap();
+            let rss = rss.trim().trim_end_matches(" kB").parse::<u64>();
+            own += rss.unwrap();
+        }
+    }
+    own
+}
+
+#[tokio::test]
+async fn the_shim_of_a_pod_that_is_left_alone_gives_memory_back_and_works_on() {
+    let node = node().await;
+    let images = Images::of(&node);
+    let pod = pod(&node, &images, &berm()).await;
+    let container = started(&pod, &images, &SLEEP).await;
+    assert_eq!(
+        container.exec("e1", &["/bin/true"]).await.unwrap().status,
+        0
+    );
+    let busy = own_memory(&pod);
+    let rests = async {
+        while own_memory(&pod) * 3 > busy * 2 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(SOON, rests)
+        .await
+        .expect("it keeps all");
+    let output = container.exec("e2", &["/bin/sh", "-c", "echo out; exit 7"]);
+    let output = output.await.unwrap();
+    assert_eq!((output.status, &*output.stdout), (7, &b"out\n"[..]));
+    pod.stop(vec![container]).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_pod_lives_and_dies_in_order_and_its_shim_has_one_thread() {
     let node = node().await;

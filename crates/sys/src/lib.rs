@@ -28,6 +28,7 @@ mod kernel;
 pub mod keyring;
 mod kind;
 pub mod loopdev;
+pub mod memory;
 pub mod mount;
 pub mod net;
 pub mod process;

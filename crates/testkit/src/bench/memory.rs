@@ -1,6 +1,7 @@
 //! What an idle pod costs in memory.
 
 use std::fs;
+use std::time::Duration;
 
 use super::peer::Peer;
 use super::report::{Report, Unit};
@@ -10,6 +11,9 @@ use crate::shimclient::{self, Container, Pod};
 
 /// Pods at once in the second row.
 const PODS: usize = 10;
+/// A pod that nobody has called for so long is idle: Berm's shim gives memory back after a second,
+/// Go's runtime in the background.
+const REST: Duration = Duration::from_secs(3);
 
 /// PSS of shim and pause process of a pod whose one container has had an exec; the container's
 /// own processes do not count. Pages shared between the pods are shared out, so the figure falls
@@ -23,9 +27,11 @@ pub(super) async fn pss(bed: &Bed, peers: &[Peer], report: &mut Report) -> Resul
                 .map_err(peer.failed("an idle pod"))?;
             pods.push(pod);
             if number == 1 {
+                tokio::time::sleep(REST).await;
                 record("PSS of an idle pod, alone", &pods, peer, report)?;
             }
         }
+        tokio::time::sleep(REST).await;
         record("PSS of an idle pod, one of 10", &pods, peer, report)?;
         for (pod, container) in pods {
             pod.stop(vec![container])
