@@ -54,7 +54,7 @@ use std::process::ExitCode;
 use berm_testkit::cases::Case;
 
 /// What only a pod with a user namespace of its own can keep: left out where pods get none.
-const OF_USER_NAMESPACES: [&str; 22] = [
+const OF_USER_NAMESPACES: [&str; 23] = [
     "a_file_system_that_cannot_be_idmapped_is_no_root_of_a_pod_with_a_user_namespace",
     "what_root_writes_to_an_overlay_is_0_based_on_disk_and_ordinary_to_the_next_pod",
     "devices_that_no_rule_allows_are_denied",
@@ -77,6 +77,7 @@ const OF_USER_NAMESPACES: [&str; 22] = [
     "a_tree_with_kernel_file_systems_in_it_is_mapped_mount_by_mount",
     "a_file_system_without_idmapped_mounts_is_refused_by_its_name_and_its_mount",
     "an_unknown_mount_type_is_refused",
+    "a_pod_without_room_for_keys_gets_no_further_container_until_there_is_some",
 ];
 
 fn main() -> ExitCode {
