@@ -31,6 +31,8 @@ pub(crate) struct Bus {
     stream: UnixStream,
     until: Instant,
     serial: u32,
+    /// What came with the answer to AUTH.
+    early: VecDeque<u8>,
     /// Jobs that ended, with how.
     ended: VecDeque<(String, String)>,
 }
@@ -119,6 +121,7 @@ impl Bus {
             stream: UnixStream::from(socket),
             until,
             serial: 0,
+            early: VecDeque::new(),
             ended: VecDeque::new(),
         };
         connection.authenticate()?;
@@ -133,17 +136,20 @@ impl Bus {
         let uid = rustix::process::geteuid().as_raw().to_string();
         let uid: String = uid.bytes().map(|digit| format!("{digit:02x}")).collect();
         self.send(format!("\0AUTH EXTERNAL {uid}\r\nBEGIN\r\n").as_bytes())?;
-        // Nothing follows the line before it is answered.
+        // Signals may follow at once: on its own socket systemd tells everybody of every job.
         let (mut buf, mut have) = ([0; 512], 0);
-        while !buf[..have].ends_with(b"\r\n") {
+        let end = loop {
+            if let Some(at) = buf[..have].windows(2).position(|two| two == b"\r\n") {
+                break at;
+            }
             if have == buf.len() {
                 return Err(broken("an answer to AUTH"));
             }
             have += self.receive_some(&mut buf[have..])?;
-        }
-        let line = &buf[..have];
-        if !line.starts_with(b"OK ") {
-            let line = String::from_utf8_lossy(line);
+        };
+        self.early.extend(&buf[end + 2..have]);
+        if !buf.starts_with(b"OK ") {
+            let line = String::from_utf8_lossy(&buf[..end]);
             return Err(Error::Systemd {
                 call: "AUTH EXTERNAL",
                 unit: String::new(),
@@ -265,6 +271,9 @@ impl Bus {
     }
 
     fn receive_some(&mut self, bytes: &mut [u8]) -> Result<usize, Error> {
+        if !self.early.is_empty() {
+            return self.early.read(bytes).map_err(failed("recv"));
+        }
         loop {
             let left = self.left("recv")?;
             self.stream
