@@ -1,6 +1,5 @@
 //! The daemon: one thread that serves the pod until its last task is gone.
 
-use std::cell::Cell;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -85,7 +84,7 @@ impl Daemon {
         let (service, mut calls) = TaskService::new();
         let mut server = start(listener, &self.socket, open.clone(), service).await?;
         let unknown = unknown(self.known);
-        let rest = Rest::default();
+        let mut rest = Rest::default();
         tokio::pin!(unknown);
 
         loop {
@@ -138,30 +137,29 @@ impl Daemon {
 /// life nobody asks its shim for anything.
 #[derive(Default)]
 struct Rest {
-    next: Cell<Option<Instant>>,
-    released: Cell<Option<Instant>>,
+    next: Option<Instant>,
+    released: Option<Instant>,
 }
 
 impl Rest {
     /// Somebody has called.
-    fn later(&self) {
+    fn later(&mut self) {
         let next = Instant::now() + REST;
-        let earliest = self.released.get().map(|at| at + BETWEEN_RELEASES);
-        self.next
-            .set(Some(earliest.map_or(next, |earliest| earliest.max(next))));
+        let earliest = self.released.map(|at| at + BETWEEN_RELEASES);
+        self.next = Some(earliest.map_or(next, |earliest| earliest.max(next)));
     }
 
     /// Ends when it is time; never, if nobody has called since the last time.
     async fn come(&self) {
-        match self.next.get() {
+        match self.next {
             Some(next) => sleep_until(next).await,
             None => std::future::pending().await,
         }
     }
 
-    fn release(&self) {
-        self.next.set(None);
-        self.released.set(Some(Instant::now()));
+    fn release(&mut self) {
+        self.next = None;
+        self.released = Some(Instant::now());
         if let Err(e) = berm_sys::memory::release() {
             log::warn!(err:% = e; "give memory back");
         }
@@ -220,17 +218,17 @@ mod tests {
 
     #[test]
     fn memory_is_given_back_after_the_last_call_and_then_not_for_a_minute() {
-        let rest = Rest::default();
-        assert_eq!(rest.next.get(), None);
+        let mut rest = Rest::default();
+        assert_eq!(rest.next, None);
         rest.later();
-        let first = rest.next.get().unwrap();
+        let first = rest.next.unwrap();
         assert!(first <= Instant::now() + REST);
         rest.later();
-        assert!(rest.next.get().unwrap() >= first);
+        assert!(rest.next.unwrap() >= first);
         rest.release();
-        assert_eq!(rest.next.get(), None, "nobody has called");
+        assert_eq!(rest.next, None, "nobody has called");
         rest.later();
-        let released = rest.released.get().unwrap();
-        assert_eq!(rest.next.get(), Some(released + BETWEEN_RELEASES));
+        let released = rest.released.unwrap();
+        assert_eq!(rest.next, Some(released + BETWEEN_RELEASES));
     }
 }
