@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::json;
 
 use crate::command::{self, Output};
+use crate::cpus::Pinned;
 use crate::error::{Error, call, chain, file};
 use crate::guard::Guard;
 use crate::image::BUSYBOX;
@@ -45,7 +45,7 @@ const CLEAN: Duration = Duration::from_secs(60);
 pub fn run(peers: &Peers, args: &Args) -> Result<bool, Error> {
     let start = Instant::now();
     // What is started from here has no more.
-    pin()?;
+    let _pinned = Pinned::to(CPUS).map_err(call("sched_setaffinity"))?;
     let setup = Setup::of_shim(args.shim.clone());
     let node = Node::start(peers, &setup)?;
     let crowd = Crowd::new(&node, args)?;
@@ -63,16 +63,6 @@ pub fn run(peers: &Peers, args: &Args) -> Result<bool, Error> {
     node.stop()?;
     let passed = (args.rounds + 1).saturating_sub(failed);
     Ok(total::tell(passed, failed, start))
-}
-
-fn pin() -> Result<(), Error> {
-    let all = sched_getaffinity(None).map_err(call("sched_getaffinity"))?;
-    let mut two = CpuSet::new();
-    (0..CpuSet::MAX_CPU)
-        .filter(|cpu| all.is_set(*cpu))
-        .take(CPUS)
-        .for_each(|cpu| two.set(cpu));
-    sched_setaffinity(None, &two).map_err(call("sched_setaffinity"))
 }
 
 struct Crowd<'a> {

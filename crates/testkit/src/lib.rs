@@ -12,6 +12,7 @@ pub mod cases;
 mod cgroups;
 pub mod chaos;
 pub mod command;
+mod cpus;
 pub mod cri;
 pub mod critest;
 pub mod crowd;

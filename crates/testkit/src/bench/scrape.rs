@@ -5,8 +5,6 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::process::{Child, ChildStderr, Command};
@@ -15,6 +13,7 @@ use super::peer::Peer;
 use super::report::Report;
 use super::rows::pod_with;
 use super::{Bed, Error};
+use crate::cpus::Pinned;
 use crate::shimclient;
 
 const PODS: usize = 100;
@@ -31,7 +30,10 @@ pub(super) async fn scrapes(
     report: &mut Report,
 ) -> Result<(), Error> {
     let failed = || berm.failed("scrapes of a hundred pods");
-    let _one = OneCpu::take()?;
+    let _pinned = Pinned::to(1).map_err(|errno| Error::View {
+        call: "sched_setaffinity",
+        source: nix::errno::Errno::from_raw(errno.raw_os_error()),
+    })?;
     let asked = berm.with_config("metric_server = \"127.0.0.1:9469\"\n");
     let mut pods = Vec::new();
     for _ in 0..PODS {
@@ -53,31 +55,6 @@ pub(super) async fn scrapes(
     Ok(())
 }
 
-/// This process, and so what it starts, runs on one CPU alone; on its own ones again after drop.
-struct OneCpu(CpuSet);
-
-impl OneCpu {
-    fn take() -> Result<Self, Error> {
-        let failed = |call| move |source| Error::View { call, source };
-        let me = Pid::from_raw(0);
-        let all = sched_getaffinity(me).map_err(failed("sched_getaffinity"))?;
-        let mut one = CpuSet::new();
-        let first = (0..CpuSet::count()).find(|cpu| all.is_set(*cpu).unwrap_or(false));
-        one.set(first.unwrap_or(0))
-            .and_then(|()| sched_setaffinity(me, &one))
-            .map_err(failed("sched_setaffinity"))?;
-        Ok(Self(all))
-    }
-}
-
-impl Drop for OneCpu {
-    fn drop(&mut self) {
-        if let Err(e) = sched_setaffinity(Pid::from_raw(0), &self.0) {
-            eprintln!("sched_setaffinity: {e}");
-        }
-    }
-}
-
 /// `berm metric-server` on a Unix socket, ended with the value.
 struct Server {
     process: Child,
@@ -90,7 +67,7 @@ impl Server {
     /// The `berm` beside the shim.
     async fn start(shim: &Path, dir: &Path) -> Result<Self, shimclient::Error> {
         let (berm, socket) = (shim.with_file_name("berm"), dir.join("metrics.sock"));
-        let failed = |source| file("metric-server", &berm, source);
+        let failed = |source| shimclient::Error::file("metric-server", &berm)(source);
         let mut process = Command::new(&berm)
             .args(["metric-server", "--config", "/does/not/exist", "--listen"])
             .arg(&socket)
@@ -116,15 +93,14 @@ impl Server {
         let begin = Instant::now();
         let page = in_time(self.page()).await;
         let took = begin.elapsed();
-        let page = page.map_err(|source| file("GET /metrics", &self.socket, source))?;
+        let page = page.map_err(shimclient::Error::file("GET /metrics", &self.socket))?;
         let told = |line: &&str| line.starts_with("berm_container_cpu_seconds_total{");
         match page.lines().filter(told).count() {
             rows if rows >= PODS => Ok(took),
-            _ => Err(file(
+            _ => Err(shimclient::Error::file(
                 "GET /metrics: not of every pod",
                 &self.socket,
-                ErrorKind::InvalidData.into(),
-            )),
+            )(ErrorKind::InvalidData.into())),
         }
     }
 
@@ -138,7 +114,7 @@ impl Server {
 
     async fn end(mut self) -> Result<(), shimclient::Error> {
         let killed = self.process.kill().await;
-        killed.map_err(|source| file("kill", Path::new("berm metric-server"), source))
+        killed.map_err(shimclient::Error::file("kill", "berm metric-server"))
     }
 }
 
@@ -146,12 +122,4 @@ async fn in_time<T>(work: impl Future<Output = std::io::Result<T>>) -> std::io::
     tokio::time::timeout(DEADLINE, work)
         .await
         .unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
-}
-
-fn file(op: &'static str, path: &Path, source: std::io::Error) -> shimclient::Error {
-    shimclient::Error::File {
-        op,
-        path: path.to_owned(),
-        source,
-    }
 }

@@ -128,7 +128,7 @@ impl Error {
         }
     }
 
-    pub(super) fn file(
+    pub(crate) fn file(
         op: &'static str,
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(io::Error) -> Self {
